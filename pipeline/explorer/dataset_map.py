@@ -7,7 +7,7 @@ import numpy as np
 from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.common.arrays import Array
 from pipeline.explorer.collection import ArchiveView
-from pipeline.explorer.units import MOST_PAIRED, at_once, finite_means, means
+from pipeline.explorer.units import MOST_PAIRED, at_once, finite_means
 from pipeline.rendering.projection import Projection, StreamingFit, fit_project
 
 FITTED_TO = 20000
@@ -37,17 +37,15 @@ def dataset_map(archive_view: ArchiveView, layer: StoredLayer) -> DatasetMap:
 
     def make() -> DatasetMap:
         rows, step = archive_view.stored, min(_BLOCK, at_once(layer))
-        projection, count = _fitted(layer, archive_view.spread(FITTED_TO), step)
-        finite_rows, scores = [], []
+        projection, count = _fitted(archive_view, layer, step)
+        finite_rows, scores = [np.empty(0, np.int64)], [np.empty((0, 2), np.float32)]
         for start in range(0, len(rows), step):
-            block_rows = rows[start : start + step]
-            block = means(layer, block_rows)
-            good = np.isfinite(block).all(axis=1)
-            finite_rows.append(block_rows[good])
-            scores.append(projection(block[good]).astype(np.float32))
+            values, finite = finite_means(archive_view, layer, rows[start : start + step])
+            finite_rows.append(finite)
+            scores.append(projection(values).astype(np.float32))
         return DatasetMap(
-            rows=np.concatenate([*finite_rows, np.empty(0, np.int64)]),
-            scores=np.concatenate([*scores, np.empty((0, 2), np.float32)]),
+            rows=np.concatenate(finite_rows),
+            scores=np.concatenate(scores),
             explained=projection.explained,
             fitted_to=count,
         )
@@ -55,18 +53,19 @@ def dataset_map(archive_view: ArchiveView, layer: StoredLayer) -> DatasetMap:
     return archive_view.results.get(("map", layer.name), make)
 
 
-def _fitted(layer: StoredLayer, rows: Array, step: int) -> tuple[Projection, int]:
+def _fitted(archive_view: ArchiveView, layer: StoredLayer, step: int) -> tuple[Projection, int]:
     """Return a PCA of samples, read `step` at a time, and the number of samples.
 
     For very wide layers one step of samples is fitted through its Gram matrix; the covariance of
     all channels would need gigabytes.
     """
+    rows = archive_view.spread(FITTED_TO)
     if layer.entry.channels > MOST_PAIRED:
-        values = finite_means(layer, rows[:: max(1, -(-len(rows) // step))])
+        values, _ = finite_means(archive_view, layer, rows[:: max(1, -(-len(rows) // step))])
         return fit_project(values, 2)[0], len(values)
     streaming, count = StreamingFit(layer.entry.channels), 0
     for start in range(0, len(rows), step):
-        values = finite_means(layer, rows[start : start + step])
+        values, _ = finite_means(archive_view, layer, rows[start : start + step])
         streaming.add(values)
         count += len(values)
     return streaming.result(2), count

@@ -42,11 +42,9 @@ def nearest(
     best = np.empty((0, 4))
     step = max(1, _BLOCK // layer.entry.sample_bytes)
     for start in range(0, len(rows), step):
-        block_rows = rows[start : start + step]
-        cosines = [_cosines(layer_view(layer, row).maps, unit) for row in block_rows.tolist()]
         block = [
-            _best(row, values, count, one_each, leave_out)
-            for row, values in zip(block_rows, cosines, strict=True)
+            _best(row, _cosines(layer_view(layer, row).maps, unit), count, one_each, leave_out)
+            for row in rows[start : start + step].tolist()
         ]
         best = np.concatenate([best, *block])
         best = best[np.argsort(-best[:, 3], kind="stable")[:count]]

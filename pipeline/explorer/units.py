@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.archive.format import schema
 from pipeline.archive.format.statistics import rounding_of_means
 from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.common.arrays import Array
@@ -45,7 +46,7 @@ class UnitTopSamples:
 
     rows: Array
     drives: Array
-    note: str = ""
+    note: str
 
 
 def driven(
@@ -58,22 +59,20 @@ def driven(
     """
     values = archive_view.column(layer, f"sample_{by}", channel)
     finite = np.flatnonzero(~np.isnan(values))
-    total = len(finite)
+    drives, total, note = values[finite], len(finite), ""
     if most:
-        drives = values[finite]
         constant = total > 1 and drives.min() == drives.max()
         responding = finite[responds(drives, constant)]
         rows = responding[np.argsort(-values[responding], kind="stable")[:count]]
-        note = ""
         if len(rows) < min(count, total):
             level = drives[0] if constant else 0
             note = f"{total - len(responding)} of {total} samples are at {level:.4g}"
-        return UnitTopSamples(rows=rows, drives=values[rows], note=note)
-    rows = finite[np.argsort(values[finite], kind="stable")[:count]]
-    tied = int((values[finite] == values[rows[-1]]).sum()) if total else 0
-    note = ""
-    if tied > int((values[rows] == values[rows[-1:]]).sum()):
-        note = f"{tied} of {total} samples are at {values[rows[-1]]:.4g}: the first are shown"
+    else:
+        rows = finite[np.argsort(drives, kind="stable")[:count]]
+        last = values[rows[-1:]]
+        tied = int((drives == last).sum())
+        if tied > int((values[rows] == last).sum()):
+            note = f"{tied} of {total} samples are at {last[0]:.4g}: the first are shown"
     return UnitTopSamples(rows=rows, drives=values[rows], note=note)
 
 
@@ -84,7 +83,8 @@ def _standardised(archive_view: ArchiveView, layer: StoredLayer) -> Array:
     """
 
     def make() -> Array:
-        values = finite_means(layer, archive_view.spread(min(CORRELATED_OVER, at_once(layer))))
+        rows = archive_view.spread(min(CORRELATED_OVER, at_once(layer)))
+        values, _ = finite_means(archive_view, layer, rows)
         values -= values.mean(axis=0) if len(values) else 0
         length = np.sqrt(np.square(values).sum(axis=0))
         rounding = rounding_of_means(archive_view.statistics(layer)) * np.sqrt(len(values))
@@ -109,25 +109,17 @@ def correlations(archive_view: ArchiveView, layer: StoredLayer) -> Array:
     return np.asarray(values.T @ values, dtype=np.float32)
 
 
-def means(layer: StoredLayer, rows: Array) -> Array:
-    """Return the mean of every channel over positions, `(row, channel)` float64, in blocks."""
-    out = np.empty((len(rows), layer.entry.channels))
-    for start in range(0, len(rows), 1024):
-        block = rows[start : start + 1024]
-        first, stop = int(block[0]), int(block[-1]) + 1
-        if stop - first <= 4 * len(block):
-            values = layer.per_sample("sample_mean", first, stop)
-            out[start : start + len(block)] = values[block - first]
-        else:
-            for index, row in enumerate(block.tolist(), start):
-                out[index] = layer.per_sample("sample_mean", row, row + 1)[0]
-    return out
-
-
-def finite_means(layer: StoredLayer, rows: Array) -> Array:
-    """Return `means` of the samples whose means are all finite."""
-    values = means(layer, rows)
-    return np.asarray(values[np.isfinite(values).all(axis=1)])
+def finite_means(archive_view: ArchiveView, layer: StoredLayer, rows: Array) -> tuple[Array, Array]:
+    """Return the mean of every channel over positions, `(row, channel)` float64, of the samples
+    whose means are all finite, and their rows.
+    """
+    vector, dataset = layer.entry.vector, schema.activation_rows(layer.name)
+    if not vector:
+        dataset = schema.statistic(layer.name, "sample_mean")
+    values = np.empty((len(rows), layer.entry.channels), layer.dtype if vector else np.float32)
+    archive_view.archive.read_into(dataset, rows.tolist(), values)
+    finite = np.isfinite(values).all(axis=1)
+    return values[finite].astype(np.float64), rows[finite]
 
 
 def at_once(layer: StoredLayer) -> int:
@@ -143,9 +135,8 @@ def neighbours(
     correlation = values.T @ values[:, channel]
     correlation[channel] = np.nan
     order = np.argsort(-np.nan_to_num(np.abs(correlation), nan=-1), kind="stable")[:count]
-    return [(int(i), float(correlation[i])) for i in order if np.isfinite(correlation[i])], len(
-        values
-    )
+    pairs = [(int(i), float(correlation[i])) for i in order if np.isfinite(correlation[i])]
+    return pairs, len(values)
 
 
 def places(figures: dict[str, Array], channel: int) -> dict[str, tuple[float, int]]:
