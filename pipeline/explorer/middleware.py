@@ -88,14 +88,12 @@ class AuthMiddleware:
             return PlainTextResponse(
                 "read-only server; use GET or HEAD\n", 405, {"allow": "GET, HEAD"}
             )
-        query = scope.get("query_string", b"")
-        if len(scope.get("raw_path") or scope["path"].encode()) + len(query) > _LONGEST_URL:
+        if len(scope["raw_path"]) + len(scope["query_string"]) > _LONGEST_URL:
             return PlainTextResponse("the URL is too long\n", 414)
         parameters = request.query_params
         if self._is_token(parameters.get("token", "")):
             rest = urlencode([pair for pair in parameters.multi_items() if pair[0] != "token"])
-            path = scope["path"] if scope["path"].startswith("/") else "/"
-            target = "/" + path.lstrip("/") + (f"?{rest}" if rest else "")
+            target = "/" + scope["path"].lstrip("/") + (f"?{rest}" if rest else "")
             response = RedirectResponse(target, 303)
             response.set_cookie(self._cookie, self._token, httponly=True, samesite="strict")
             return response

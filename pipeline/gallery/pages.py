@@ -17,7 +17,6 @@ from pipeline.archive.format import schema
 from pipeline.archive.format.samples import StoredSample
 from pipeline.archive.reading.archive import Archive
 from pipeline.archive.reading.stored_layer import StoredLayer
-from pipeline.common.arrays import Array
 from pipeline.common.atomic_files import write_bytes
 from pipeline.common.errors import plural
 from pipeline.common.progress import Progress, size
@@ -79,7 +78,7 @@ class Pages:
         self._layers = list(archive.layers.values())
         folders = layer_folders(archive.manifest.layers).values()
         self._layer_pages = [f"layers/{folder}.html" for folder in folders]
-        self._block = lru_cache(2 * len(self._layers))(_block)
+        self._block = lru_cache(2 * len(self._layers))(StoredLayer.per_sample)
         environment = templates()
         environment.globals.update(
             model=archive.manifest.model_title,
@@ -182,10 +181,11 @@ class Pages:
         if sample.error:
             return []
         figures = []
+        start = sample.index // _PAGE_SIZE * _PAGE_SIZE
+        stop = min(start + _PAGE_SIZE, len(self._archive))
         for layer in self._layers:
-            start, offset = divmod(sample.index, _PAGE_SIZE)
             means, largest = (
-                self._block(layer, name, start * _PAGE_SIZE)[offset]
+                self._block(layer, name, start, stop)[sample.index - start]
                 for name in schema.SAMPLE_STATISTICS
             )
             finite = np.isfinite(largest)
@@ -224,11 +224,6 @@ class Pages:
         """Write a page."""
         html = self._environment.get_template(template).render(**values)
         write_bytes(self._folder / name, html.encode("utf-8"), durable=False)
-
-
-def _block(layer: StoredLayer, figure: str, start: int) -> Array:
-    """Return a per-sample statistic of a page of samples."""
-    return layer.per_sample(figure, start, min(start + _PAGE_SIZE, len(layer)))
 
 
 def layer_note(entry: Any) -> str:
