@@ -36,6 +36,7 @@ highlight_language = "none"
 copybutton_exclude = ".linenos, .gp, .go"
 
 default_role = "code"  # docstrings have single backticks
+autoclass_content = "both"  # parameters are documented in __init__
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
@@ -76,6 +77,7 @@ PAGES = {
     ".github/CHANGELOG.md": "changelog.md",
 }
 _LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]*)?\)")
+_ENTRY = re.compile(r"^    (\w+(?:, \w+)+): (.*\n(?:     +.*\n)*)", re.MULTILINE)
 _MARK = re.compile(r"<!-- generated: (\w+) -->")
 
 
@@ -100,7 +102,13 @@ def read_page(app: Sphinx, page: str, source: list[str]) -> None:
 def read_docstring(
     app: Sphinx, what: str, name: str, value: object, options: object, lines: list[str]
 ) -> None:
-    """Mark the code of examples, and the bars of magnitudes, as reStructuredText wants them."""
+    """Mark the code of examples, and the bars of magnitudes, as reStructuredText wants them, and
+    give each of several attributes of one entry its own.
+    """
+    lines[:] = _ENTRY.sub(
+        lambda entry: "".join(f"    {name}: {entry[2]}" for name in entry[1].split(", ")),
+        "\n".join([*lines, ""]),
+    ).splitlines()
     code = False
     for i, line in enumerate(lines):
         if code and line.strip() and not line.startswith(" "):

@@ -96,7 +96,12 @@ def rsa_against(
 
     Args:
         archives, layers, samples, seed, bootstrap: see `similarity`.
-        files: one or several RDMs; see `read_references` for `files` and `ids`.
+        files: one or several RDMs, each `.npy`, `.npz`, `.csv`, `.tsv`, `.txt` or an array:
+            `(sample, sample)`, `(subject, sample, sample)` or `(sample, sample, subject)`, the
+            upper triangle row by row as a vector, or `(subject, pair)`. An `.npz` may hold `ids`
+            beside its array; a CSV file may name the samples in its first row and column.
+        ids: sample ids of all files that have none, or a file of them: a line each, or a table with
+            a column `id`.
         over: `mean` or `flatten`.
 
     Example:

@@ -19,14 +19,7 @@ _MEAN_OF = 64
 
 
 Over = Literal["mean", "flatten", "positions"]
-"""Treatment of a layer's positions.
-
-mean: mean over positions without prefix tokens; one row per sample, one feature per channel.
-flatten: one row per sample, one feature per channel and position (with prefix tokens); measures
-    depend on how positions correspond.
-positions: one row per sample and position, one feature per channel; larger grids are averaged
-    down to a common one.
-"""
+"""Treatment of a layer's positions; see `similarity`."""
 
 
 @dataclass(frozen=True, kw_only=True)

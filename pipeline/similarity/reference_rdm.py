@@ -32,17 +32,7 @@ class Reference:
 def read_references(
     files: Sequence[str | Path | Array], ids: str | Path | Sequence[str] | None = None
 ) -> list[Reference]:
-    """Return RDMs from files or arrays, one subject or several in each.
-
-    An array is `(sample, sample)`, `(subject, sample, sample)` or `(sample, sample, subject)`, the
-    upper triangle row by row as a vector, or `(subject, pair)`. An `.npz` may hold `ids` beside its
-    array; a CSV file may name the samples in its first row and column.
-
-    Args:
-        files: `.npy`, `.npz`, `.csv`, `.tsv`, `.txt`, or arrays.
-        ids: sample ids of all files that have none, or a file of them: a line each, or a table with
-            a column `id`.
-    """
+    """Return RDMs from files or arrays, one subject or several in each; see `rsa_against`."""
     if isinstance(ids, (str, Path)):
         ids = _ids_of(Path(ids))
     found: list[Reference] = []

@@ -58,7 +58,7 @@ class Similarity:
     Attributes:
         layers: in execution order, archive by archive; the axes of all figures.
         figures: measure → its figures.
-        over: what rows are (see `Over`).
+        over: what rows are; see `similarity`.
         grid: with `positions`, the grid that all layers were brought to.
         samples: number of compared samples.
         missing, skipped, nonfinite: samples left out: not in every archive, skipped by one, or with

@@ -51,7 +51,10 @@ def similarity(
         archives: open archives, or paths of archives or sweep folders.
         layers: names, aliases or globs, of any of the archives; empty selects all.
         measures: `cka`, `rsa`, `procrustes`.
-        over: `mean`, `flatten` or `positions`, see `Over`.
+        over: `mean` over positions without prefix tokens: a row per sample, a feature per channel;
+            `flatten`: a row per sample, a feature per channel and position, with prefix tokens, so
+            that measures depend on how positions correspond; or `positions`: a row per sample and
+            position, a feature per channel, with larger grids averaged down to a common one.
         samples: maximum number of samples, drawn at random.
         seed: seed of the random draws.
         bootstrap: number of bootstrap resamples for the intervals; 0 disables them.

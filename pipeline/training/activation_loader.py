@@ -84,12 +84,13 @@ class ActivationLoader:
             positions: number of random positions per sample and epoch, without prefix tokens
                 unless `tokens` includes them, instead of whole maps or token sequences; 0 returns
                 all.
-            tokens: `patch`, `class`, `register` or `all`; see `Tokens`. Activations are vectors of
-                these tokens, `(sample · vector, channel)`.
-            normalize: `none`, `mean`, `standard` or `rms`; see `Normalize`. Activations are then
-                float32. The statistics are the archive's: over all stored samples, also those not
-                selected, before rounding to the stored type, and without prefix tokens, which
-                are refused.
+            tokens: `patch` (tokens after the prefix tokens, and the positions of maps), `class`,
+                `register` (the other prefix tokens) or `all`. Activations are vectors of these
+                tokens, `(sample · vector, channel)`.
+            normalize: `none`, `mean` (x - mean), `standard` ((x - mean) / std, per channel) or
+                `rms` (x / rms, one scalar per layer). Activations are then float32. The statistics
+                are the archive's: over all stored samples, also those not selected, before rounding
+                to the stored type, and without prefix tokens, which are refused.
             images_per_batch: number of samples that the vectors of a batch come from, a multiple of
                 `batch_size` (the default): a batch has as many vectors as `batch_size` samples,
                 but evenly from more samples, which are in memory together.

@@ -9,8 +9,7 @@ from pipeline.common.arrays import Array
 
 _CONSTANT = 1e-6  # std / |mean| of a channel that differs by rounding only
 Normalize = Literal["none", "mean", "standard", "rms"]
-"""Normalization: none; x - mean; standard, (x - mean) / std, per channel; or x / rms, one scalar
-per layer.
+"""See `ActivationLoader`.
 
 Source: rms = √(Σ count · (mean² + std²) / Σ count) over channels, the root mean square of all
 values. Constant channels are not divided.

@@ -26,8 +26,7 @@ PLACES = "positions of "
 _WORTH_THREADS = _WORTH_REUSE = 4 * 2**20  # bytes
 _FREE_ARRAYS = 4
 Tokens = Literal["patch", "class", "register", "all"]
-"""Kinds of tokens: those after the prefix tokens (and the positions of maps), the class token, the
-other prefix tokens (registers, distillation), or all."""
+"""Kinds of tokens; see `ActivationLoader`."""
 
 
 class RowReader(Protocol):
