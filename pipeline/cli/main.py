@@ -66,8 +66,8 @@ def entry() -> None:
     code = main(sys.argv[1:])
     for number in (signal.SIGINT, signal.SIGTERM):  # at exit, Python only prints their exceptions
         signal.signal(number, signal.SIG_DFL)
-    if code in (1, DiskFullError.exit_code):
-        # HDF5 crashes at exit after a failed write: exit before it tries to write again.
+    if code in (1, DiskFullError.exit_code) or (code == 143 and "ray" in sys.modules):
+        # HDF5 crashes at exit after a failed write, and Ray after SIGTERM.
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()

@@ -90,12 +90,14 @@ def one_list(words: list[str], key: str) -> list[str]:
     >>> one_list(["shards=0.tar", "shards=1.tar", "seed=1"], "shards")
     ['seed=1', 'shards=[0.tar,1.tar]']
     """
+    from pipeline.cli.quoting import listed
+
     values = [word.partition("=")[2] for word in words if word.startswith(f"{key}=")]
     if len(values) < 2:
         return words
-    inside = [v[1:-1] if v.startswith("[") and v.endswith("]") else v for v in values]
+    items = [item for value in values for item in listed(value)]
     other_words = [word for word in words if not word.startswith(f"{key}=")]
-    return [*other_words, f"{key}=[{','.join(inside)}]"]
+    return [*other_words, f"{key}=[{','.join(items)}]"]
 
 
 def _chosen(word: str) -> list[str]:

@@ -9,6 +9,7 @@ Folder names are chosen when the sweep starts, from the keys that vary, and give
 
 import logging
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,7 @@ from pipeline.common.errors import FeaturemapsError, SweepError, one_line
 from pipeline.common.natural_order import natural_order
 from pipeline.common.places import Place, first_missing, place
 from pipeline.common.progress import size, table
+from pipeline.common.signals import terminated
 
 STATUS = "status.json"
 CATALOGUE = "catalogue.csv"
@@ -79,7 +81,7 @@ def run_sweep(hydra: Hydra, root: str, overrides: list[str], task: Task) -> int:
         FeaturemapsError: the first error of a job; SweepError for other errors, and dead processes.
     """
     config = hydra.compose_config(root, overrides, RunMode.MULTIRUN, with_log_configuration=True)
-    jobs = jobs_of(config)
+    jobs = jobs_of(config, hydra.config_loader)
     for overrides in jobs:  # composed before any of them starts
         hydra.config_loader.load_sweep_config(config, overrides)
     folder = Path(config.hydra.sweep.dir).absolute()
@@ -93,8 +95,10 @@ def run_sweep(hydra: Hydra, root: str, overrides: list[str], task: Task) -> int:
     interrupted = False
     try:
         results = launcher.launch([_words(job) for job in names], initial_job_idx=0)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as error:
         interrupted = True
+        if isinstance(error, SystemExit):  # Ray's own handler of SIGTERM
+            terminated(signal.SIGTERM)
         raise
     except Exception as error:
         if isinstance(error.__cause__, OSError):  # no log can be written

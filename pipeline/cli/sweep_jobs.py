@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString, ValueType
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.cli.job_names import JobNames
 from pipeline.cli.quoting import GLOB, matches_of
 from pipeline.common.atomic_files import write_json
-from pipeline.common.errors import ConfigError
+from pipeline.common.errors import ConfigError, one_line
 
 JOBS = "jobs.json"
 
@@ -49,8 +51,8 @@ def _expand_globs(override: Override) -> None:
         override._value, override.value_type = ChoiceSweep(list=values), ValueType.CHOICE_SWEEP
 
 
-def jobs_of(config: DictConfig) -> list[list[str]]:
-    """Return the different overrides of each job."""
+def jobs_of(config: DictConfig, loader: ConfigLoader) -> list[list[str]]:
+    """Return the different overrides of each job; `loader` knows the choices of groups."""
     sweeper = config.hydra.sweeper
     if sweeper.get("max_batch_size", 0) is not None:
         raise ConfigError("hydra.sweeper: only its params can be set; remove other settings")
@@ -68,10 +70,15 @@ def jobs_of(config: DictConfig) -> list[list[str]]:
         ) from None
     words = [f"{key}={value}" for key, value in params.items()]
     words += unresolved(config.hydra.overrides.task)
-    overrides = OverridesParser.create().parse_overrides(words)
+    overrides = OverridesParser.create(loader).parse_overrides(words)
     for override in overrides:
         _expand_globs(override)
-    jobs: list[list[str]] = BasicSweeper.split_arguments(overrides, None)[0]
+    try:
+        jobs: list[list[str]] = BasicSweeper.split_arguments(overrides, None)[0]
+    except (HydraException, ValueError) as error:  # interval(), or a range with step 0
+        raise ConfigError(
+            f"sweep: {one_line(error)}; use values with commas, range(), choice() or glob()"
+        ) from None
     if not jobs:
         raise ConfigError("sweep: a key has no values, so there are no jobs; give it some")
     duplicates = [job for job, count in Counter(map(tuple, jobs)).items() if count > 1]

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 from pipeline.common.errors import Interrupted
 
@@ -36,10 +37,11 @@ def terminate_cleanly() -> None:
     Set explicitly, since shells start background jobs with SIGINT ignored.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, _raise_interrupted)
+    signal.signal(signal.SIGTERM, terminated)
 
 
-def _raise_interrupted(number: int, _frame: FrameType | None) -> None:
+def terminated(number: int, _frame: FrameType | None = None) -> NoReturn:
+    """Raise `Interrupted`, as a handler of SIGTERM."""
     raise Interrupted("stopped by SIGTERM; run the same command again to resume", 128 + number)
 
 

@@ -101,10 +101,8 @@ def explain(error: Exception, options_of: Callable[[str], Sequence[str]] = choic
         remedy = f"add your own group with +{group}={own}" if own else "remove it"
         return ConfigError(f"{file}{group}: this command has no such choice; {remedy}")
     if isinstance(error, OverrideParseException):
-        return ConfigError(
-            f"{error.override!r}: {one_line(str(error.message).splitlines()[0])}; expected "
-            "key=value or group=choice"
-        )
+        reason = one_line(str(error.message).splitlines()[0]).partition(" expecting {")[0]
+        return ConfigError(f"{error.override!r}: {reason}; expected key=value or group=choice")
     cause = error.__cause__
     if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
         key, parent = str(cause.full_key or cause.key or ""), cause.parent_node

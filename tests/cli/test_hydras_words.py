@@ -157,6 +157,27 @@ def test_a_file_of_ones_own_may_start_a_sweep(run: Run, mine: Path, tmp_path: Pa
     assert "(2 of 2 jobs done)" in out
 
 
+@pytest.mark.parametrize(
+    ("word", "jobs"),
+    [
+        ("reduction=glob(spatial_*)", ["spatial_max", "spatial_mean"]),
+        ("+hydra.sweeper.params.seed='1,2'", ["1", "2"]),
+    ],
+)
+def test_hydras_words_for_many_values_start_jobs(
+    run: Run, tmp_path: Path, word: str, jobs: list[str]
+) -> None:
+    words = (*TINY, "layers.include=[conv1]", word, f"hydra.sweep.dir={tmp_path / 'many'}")
+    code, _, err = run("extract", "-m", *words)
+    assert code == 0, err
+    names = [job["job"] for job in json.loads((tmp_path / "many" / "jobs.json").read_text())]
+    assert [name.partition("=")[2] for name in names] == jobs
+
+
+def test_a_list_that_is_repeated_in_a_sweep_is_refused(run: Run) -> None:
+    assert run("run", "-m", *TINY, "renderers=[grid]", "renderers=[pca],[grid]")[0] == 2
+
+
 def test_python_3_14_can_build_the_parser(monkeypatch: pytest.MonkeyPatch) -> None:
     """It refuses a help that is not text; Hydra's own parser has one."""
     add = argparse.ArgumentParser.add_argument

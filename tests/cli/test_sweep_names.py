@@ -167,6 +167,10 @@ def test_jobs_that_would_share_a_folder_are_refused(
     )
     assert main((*common, "seed=interval(0,3)")) == 2
     assert "does not support sweep type" in capfd.readouterr().err
+    assert main((*common, "seed=range(0,1,0)")) == 2
+    assert "must not be zero; use values with commas, range()" in capfd.readouterr().err
+    assert main((*common, "seed=1,")) == 2
+    assert "'seed=1,': mismatched input '<EOF>'; expected key=value" in capfd.readouterr().err
     monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # as in a new process
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "early.yaml").write_text(

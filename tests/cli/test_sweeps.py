@@ -13,10 +13,12 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra.core.plugins import Plugins
 from PIL import Image
 from playwright.sync_api import Browser, expect
 
@@ -154,10 +156,27 @@ def test_one_signal_ends_all_jobs(number: signal.Signals, code: int, tmp_path: P
     assert "0 of 3 jobs done" in out
 
 
+def test_the_exit_of_a_launcher_at_sigterm_is_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray has a handler of its own."""
+    ray = SimpleNamespace(launch=lambda *_, **__: sys.exit(1))
+    monkeypatch.setattr(Plugins, "instantiate_launcher", lambda *_: ray)
+    done = sweep(tmp_path, "model=tiny", *SMALL, "seed=1,2")
+    assert done.returncode == 143
+    assert "stopped by SIGTERM; run the same command again to resume" in done.stderr
+    assert "0 of 2 jobs done" in done.stdout
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["joblib", pytest.param("ray", marks=pytest.mark.broad)])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_one_signal_ends_all_jobs_that_run_at_once(number: signal.Signals, tmp_path: Path) -> None:
-    words = ("-m", "launch=processes", "dataset.samples=30000", "loader.num_workers=0")
+def test_one_signal_ends_all_jobs_that_run_at_once(
+    launcher: str, number: signal.Signals, tmp_path: Path
+) -> None:
+    if find_spec(PLUGINS[launcher]) is None:
+        pytest.skip(f"the launcher {launcher} is not installed")
+    words = ("-m", *LAUNCHERS[launcher], "dataset.samples=30000", "loader.num_workers=0")
     arguments = (*SLOW, *words, "seed=1,2,3", f"hydra.sweep.dir={tmp_path}")
     process = start_background(*arguments, env=dict(os.environ))
     wait_for(lambda: len(list(tmp_path.glob("archives/*/shards/0*.h5"))) > 1, process)
