@@ -158,11 +158,11 @@ def rsa_against(
         ranks.append(ranked(distances(correlations[i][np.ix_(good, good)])))
         each[:, i] = [(its_ranks * ranks[-1]).sum() for its_ranks in ranks[: len(references)]]
     value = each.mean(axis=0)
-    draws = RankDraws(rows, numbers, ranks, bootstrap, seed) if bootstrap else None
-    for position, i in enumerate(defined if draws else (), len(references)):
-        assert draws is not None
-        resampled = np.mean([draws.drawn(of, position) for of in range(len(references))], axis=0)
-        low[i], high[i] = draws.interval_of(resampled, value[i])
+    if bootstrap:
+        draws, subjects = RankDraws(rows, numbers, ranks, bootstrap, seed), range(len(references))
+        for position, i in enumerate(defined, len(references)):
+            resampled = np.mean([draws.drawn(of, position) for of in subjects], axis=0)
+            low[i], high[i] = draws.interval_of(resampled, value[i])
     return Against(
         layers=compared, subjects=[of.name for of in references], each=each, value=value, low=low,
         high=high, ceiling=noise_ceiling(rdms), samples=len(good),

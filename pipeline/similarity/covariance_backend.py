@@ -7,10 +7,12 @@ products between rows, for layers with more features than rows.
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from itertools import cycle
 
 import numpy as np
 
 from pipeline.common.arrays import Array
+from pipeline.common.places import in_order
 from pipeline.common.progress import Progress
 from pipeline.similarity.cross_products import Sums
 from pipeline.similarity.features import LayerFeatures
@@ -57,21 +59,16 @@ class CovarianceBackend:
         The next block is read while one is processed. Two buffers alternate, since allocating
         memory costs more than reading.
         """
-        read = sum(layer.read_bytes for layer in self._features)
-        step = max(1, _BLOCK // max(read, 8 * len(self.sums.products) * self._per_sample))
+        read_bytes = sum(layer.read_bytes for layer in self._features)
+        step = max(1, _BLOCK // max(read_bytes, 8 * len(self.sums.products) * self._per_sample))
         parts = [samples[start : start + step] for start in range(0, len(samples), step)]
         blocks = [self.sums.block(min(step, len(samples)) * self._per_sample) for _ in parts[:2]]
         with (
             Progress(what, len(samples) * self._per_sample, unit="rows") as progress,
             ThreadPoolExecutor(1) as pool,
         ):
-            ahead = pool.submit(self._read, parts[0], blocks[0]) if parts else None
-            for number, part in enumerate(parts):
-                assert ahead is not None
-                block = ahead.result()
-                if number + 1 < len(parts):
-                    following = blocks[(number + 1) % 2]
-                    ahead = pool.submit(self._read, parts[number + 1], following)
+            read = in_order(pool, lambda pair: self._read(*pair), zip(parts, cycle(blocks)), 1)
+            for part, block in zip(parts, read, strict=True):
                 yield block, part
                 progress.advance(len(part) * self._per_sample)
 

@@ -111,7 +111,7 @@ class Sums:
 
     def of(self, layers: Sequence[int]) -> Sums:
         """Return the sums of some layers only."""
-        features = [np.arange(*self.slice_of(i).indices(10**9)) for i in layers]
+        features = [np.arange(self.features)[self.slice_of(i)] for i in layers]
         columns = np.concatenate([*features, self.features + np.array(layers), [-1]])
         return Sums(tuple(self.widths[i] for i in layers), self.products[np.ix_(columns, columns)])
 

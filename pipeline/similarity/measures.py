@@ -53,8 +53,8 @@ class Figures:
 
 
 def pairs_of(layers: int) -> list[tuple[int, int]]:
-    """Return every pair of different layers once."""
-    return [(i, j) for i in range(layers) for j in range(i)]
+    """Return every pair of layers once, also of a layer with itself."""
+    return [(i, j) for i in range(layers) for j in range(i + 1)]
 
 
 def cka(backend: Backend, layers: int, bootstrap: int, seed: int) -> Figures:
@@ -62,7 +62,7 @@ def cka(backend: Backend, layers: int, bootstrap: int, seed: int) -> Figures:
     value = cka_of(backend.hsic())
     count = len(value)
     figures = replace(Figures.unknown(count, len(backend.rows)), value=value)
-    pairs = [*pairs_of(layers), *((i, i) for i in range(layers))]
+    pairs = pairs_of(layers)
     with Progress("cka", len(pairs), unit="pairs") as progress:
         for one, two in pairs:
             outliers = np.union1d(backend.outliers[one], backend.outliers[two])
@@ -96,8 +96,9 @@ def procrustes(backend: Backend, layers: int, bootstrap: int, seed: int) -> Figu
                 figures.fill((i, i), **{part: 0})
         if draws is not None:
             figures.fill((i, i), low=figures.value[i, i], high=figures.value[i, i])
-    with Progress("procrustes", len(pairs_of(layers)), unit="pairs") as progress:
-        for pair in pairs_of(layers):
+    pairs = [pair for pair in pairs_of(layers) if pair[0] != pair[1]]
+    with Progress("procrustes", len(pairs), unit="pairs") as progress:
+        for pair in pairs:
             product, squares = backend.product(*pair, no_rows)
             if not squares > 0:  # the rest would be rounding error
                 progress.advance(1)
@@ -140,18 +141,15 @@ def correlations_of(rows: Rows, chosen: Array) -> tuple[list[Array], list[int], 
     Correlations are `(row, row)` for each layer. A layer is usable if enough rows have a pattern
     (are not constant); a row, as an index into `chosen`, if it has one in all usable layers.
     """
-    layers = len(rows.features)
+    layers, correlations = len(rows.features), []
     with Progress("rsa", layers, unit="layers") as progress:
-        correlations = []
         for layer in range(layers):
             correlations.append(gram(rows, layer, chosen, patterns=True))
             progress.advance(1)
-    defined = [
-        i for i, of in enumerate(correlations) if np.isfinite(np.diagonal(of)).sum() >= FEWEST
-    ]
-    finite = [np.isfinite(np.diagonal(correlations[i])) for i in defined]
-    good = np.flatnonzero(np.logical_and.reduce(finite)) if defined else np.empty(0, np.int64)
-    return correlations, defined, good
+    finite = np.array([np.isfinite(np.diagonal(of)) for of in correlations])
+    defined = np.flatnonzero(finite.sum(axis=1) >= FEWEST)
+    good = np.flatnonzero(finite[defined].all(axis=0) & finite[defined].any(axis=0))
+    return correlations, defined.tolist(), good
 
 
 def rsa(backend: Backend, layers: int, bootstrap: int, seed: int) -> Figures:
@@ -171,7 +169,7 @@ def rsa(backend: Backend, layers: int, bootstrap: int, seed: int) -> Figures:
         correlations[i] = ranks[-1][:0]  # free the correlations
     numbers = chosen[good]
     draws = RankDraws(rows, numbers, ranks, bootstrap, seed) if bootstrap else None
-    pairs = [*pairs_of(len(defined)), *((i, i) for i in range(len(defined)))]
+    pairs = pairs_of(len(defined))
     with Progress("rsa", len(pairs), unit="pairs") as progress:
         for i, j in pairs:
             pair = defined[i], defined[j]

@@ -167,7 +167,13 @@ def _matrices(array: Array, path: Path) -> list[Array]:
     square = len(shape) == 2 and shape[0] == shape[1]
     if len(shape) in (1, 2) and not square and array.size:
         condensed = array.reshape(1, -1) if 1 in shape else np.atleast_2d(array)
-        return [_square(row, path) for row in condensed]
+        try:
+            return list(map(squareform, condensed))
+        except ValueError as error:
+            raise ConfigError(
+                f"{path}: {condensed.shape[1]} numbers are no upper triangle; n samples have "
+                "n(n-1)/2 pairs"
+            ) from error
     if len(shape) == 3 and shape[0] == shape[1] != shape[2]:
         array = np.moveaxis(array, 2, 0)
     array = array[None] if square else array
@@ -177,15 +183,6 @@ def _matrices(array: Array, path: Path) -> list[Array]:
             "or its upper triangle as a vector"
         )
     return list(array)
-
-
-def _square(condensed: Array, path: Path) -> Array:
-    try:
-        return np.asarray(squareform(condensed))
-    except ValueError as error:
-        raise ConfigError(
-            f"{path}: {len(condensed)} numbers are no upper triangle; n samples have n(n-1)/2 pairs"
-        ) from error
 
 
 def _checked(matrix: Array, path: Path) -> tuple[Array, Array]:
