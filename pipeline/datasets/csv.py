@@ -120,8 +120,7 @@ class CsvFile(ImageDataset):
             column = getattr(self, key)
             if column and columns.count(column) > 1:
                 raise ConfigError(f"dataset.{key}: {self.path} has several columns {column!r}")
-            default = type(self).__dataclass_fields__[key].default
-            required = key == "path_column" or (column and column != default)
+            required = key == "path_column" or (column and column != getattr(CsvFile, key))
             if required and column not in columns:
                 delimiter = next((mark for mark in ";\t|," if mark in "".join(columns)), None)
                 remedy = (

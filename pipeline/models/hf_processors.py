@@ -49,8 +49,8 @@ def transform_of(
         channels: number of channels of the model's images; None means colour.
     """
     label = type(processor).__name__
-    levels = (0.0,) * (1 if channels == 1 else 3), (1.0,) * (1 if channels == 1 else 3)
-    steps = Transform(**_sizes(processor), mean=levels[0], std=levels[1])
+    count = 1 if channels == 1 else 3
+    steps = Transform(**_sizes(processor), mean=(0.0,) * count, std=(1.0,) * count)
     try:
         return library_transform(
             partial(_pixel_values, processor), steps, label=label,
@@ -59,10 +59,7 @@ def transform_of(
     except UnfitTransform as error:
         if changes.resize and changes.mean and changes.std:
             log.info("%s %s; using model.transform instead", label, error)
-            return Transform(
-                resize=None, crop=None, mean=(0.0,) * len(changes.mean),
-                std=(1.0,) * len(changes.mean),
-            )  # fmt: skip
+            return Transform(resize=None, crop=None)
         raise ConfigError(f"model.name: its {label} {error}; {_REMEDY}") from error
 
 

@@ -22,21 +22,21 @@ _modules_before: set[str] = set()
 
 
 @contextmanager
-def own_code(subject: str, *folders: Path, script: str = "", hint: str = "") -> Iterator[None]:
+def own_code(subject: str, folder: Path, script: str, hint: str = "") -> Iterator[None]:
     """Run code that may import siblings, parse arguments, print a usage text and exit.
 
     Args:
         subject: start of the error message.
-        folders: folders of its siblings, the nearest first. They come first on the import path
-            while the block runs and last afterwards, for imports in `forward`.
+        folder: folder of its siblings. It comes first on the import path while the block runs and
+            last afterwards, for imports in `forward`.
         script: value of `sys.argv[0]` while the block runs.
         hint: end of the error message.
     """
-    _forget_others([str(folder) for folder in folders])
+    _forget_others(str(folder))
     arguments, sys.argv = sys.argv, [script]
     usage = _Usage()
     path_before = [*sys.path]
-    sys.path[:0] = map(str, folders)
+    sys.path.insert(0, str(folder))
     try:
         with redirect_stderr(usage):
             yield
@@ -52,7 +52,7 @@ def own_code(subject: str, *folders: Path, script: str = "", hint: str = "") -> 
         ) from error
     finally:
         sys.argv = arguments
-        sys.path[:] = [*path_before, *(f for f in map(str, folders) if f not in path_before)]
+        sys.path[:] = dict.fromkeys([*path_before, str(folder)])
 
 
 def failure(error: BaseException) -> str:
@@ -101,18 +101,18 @@ class _Usage:
         return getattr(self._stream, name)
 
 
-def _forget_others(folders: list[str]) -> None:
-    """Unload modules from the folders of earlier code: both may have a `utils.py`."""
+def _forget_others(folder: str) -> None:
+    """Unload modules from the folder of earlier code: both may have a `utils.py`."""
     if not _modules_before:
         _modules_before.update(sys.modules)
-    stale_folders = tuple(f"{folder}/" for folder in _folders if folder not in folders)
+    stale_folders = tuple(f"{other}/" for other in _folders if other != folder)
     for name, module in [*sys.modules.items()] if stale_folders else ():
         file = getattr(module, "__file__", None) or ""
         is_user_code = name not in _modules_before and "site-packages" not in file
         if is_user_code and file.startswith(stale_folders) and name.partition(".")[0] != "pipeline":
             del sys.modules[name]
     sys.path[:] = [path for path in sys.path if f"{path}/" not in stale_folders]
-    _folders[:] = [*folders, *(folder for folder in _folders if folder in folders)]
+    _folders[:] = [folder]
     importlib.invalidate_caches()
 
 
