@@ -64,8 +64,11 @@ class CheckpointModel(ModelSource):
         return ModelBundle(module=module, transform=Transform(), file=path)
 
 
-def find(class_path: str, key: str = "model.class_path") -> Any:
-    """Import `package.module.Name`, also from the current folder, or `path/to/file.py:Name`."""
+def called(class_path: str, key: str, arguments: Mapping[str, Any]) -> Any:
+    """Import a class or function of the user and call it with `arguments`.
+
+    It is `package.module.Name`, also from the current folder, or `path/to/file.py:Name`.
+    """
     in_file = ":" in class_path
     where, _, name = class_path.rpartition(":" if in_file else ".")
     if not where or not name:
@@ -79,23 +82,17 @@ def find(class_path: str, key: str = "model.class_path") -> Any:
     if in_file and not file.is_file():
         remedy = "" if file.suffix else f"; for a module, use {where}.{name}"
         raise ConfigError(f"{key}: {file} does not exist{remedy}")
-    searched = "" if in_file else f" (searched: {Path.cwd()} and the installed packages)"
-    subject = f"{key}: importing {where} failed"
-    run = own_code(subject, _folder(class_path), script=where, hint=searched)
+    folder = file.parent if in_file else Path.cwd()
+    searched = "" if in_file else f" (searched: {folder} and the installed packages)"
+    run = own_code(f"{key}: importing {where} failed", folder, where, searched)
     with fork_rng(devices=[]), run:  # a second import in this process draws no numbers
         module = _executed(file) if in_file else importlib.import_module(where)
-    if not callable(getattr(module, name, None)):
+    make = getattr(module, name, None)
+    if not callable(make):
         hint = suggestion(name, [key for key, value in vars(module).items()
                                   if callable(value) and not key.startswith("_")])  # fmt: skip
         raise ConfigError(f"{key}: {where} has no class or function {name!r}; {hint}")
-    return getattr(module, name)
-
-
-def called(class_path: str, key: str, arguments: Mapping[str, Any]) -> Any:
-    """Call a class or function of the user with `arguments`."""
-    make = find(class_path, key)
-    subject = f"{key}: {class_path}(**model.arguments) failed"
-    with own_code(subject, _folder(class_path), script=class_path.rpartition(":")[0]):
+    with own_code(f"{key}: {class_path}(**model.arguments) failed", folder, where):
         return make(**arguments)
 
 
@@ -106,11 +103,6 @@ def as_module(result: Any, where: str) -> Any:
     if not isinstance(result, nn.Module):
         raise ConfigError(f"{where}: {type(result).__name__} is not a torch module")
     return result
-
-
-def _folder(class_path: str) -> Path:
-    where, colon, _ = class_path.rpartition(":")
-    return Path(where).expanduser().absolute().parent if colon else Path.cwd()
 
 
 def _executed(file: Path) -> ModuleType:
