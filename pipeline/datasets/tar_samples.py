@@ -21,7 +21,7 @@ Members = Mapping[str, tarfile.TarInfo]
 
 @dataclass(frozen=True)
 class TarImages:
-    """An opened dataset: `places[i]` is the tar file, offset and size of image i."""
+    """An opened dataset: `extents[i]` is the tar file, offset and size of image i."""
 
     samples: Sequence[Sample]
     extents: Sequence[tuple[Path, int, int]]

@@ -112,27 +112,21 @@ class WebDataset(ImageDataset):
         self, path: Path, members_of: Mapping[str, Members]
     ) -> Iterator[tuple[str, tarfile.TarInfo | None]]:
         """Yield every key of a shard with its image, or None for a sample without one."""
-        selected_ending = "." + self.image_ending.lower().lstrip(".")
-        readable = image_endings()
-        images_of = {
-            key: [e for e in members if e == selected_ending]
-            if self.image_ending
-            else [e for e in members if f".{e.rpartition('.')[2]}" in readable]
-            for key, members in members_of.items()
-        }
-        if any(e.count(".") == 1 for images in images_of.values() for e in images):
-            images_of = {
-                key: [e for e in images if e == selected_ending or e.count(".") == 1]
-                for key, images in images_of.items()
-            }
-        for key, images in images_of.items():
+        if self.image_ending:
+            selected = {"." + self.image_ending.lower().lstrip(".")}
+        else:
+            endings = {ending for members in members_of.values() for ending in members}
+            selected = {e for e in endings if f".{e.rpartition('.')[2]}" in image_endings()}
+            selected = {e for e in selected if e.count(".") == 1} or selected
+        for key, members in members_of.items():
+            images = [ending for ending in members if ending in selected]
             if len(images) > 1:
                 raise ConfigError(
                     f"dataset.image_ending: {path}: sample {key!r} has several images "
                     f"({', '.join(images)}); choose one, e.g. dataset.image_ending={images[0]}, or "
                     "set dataset.key_until=last_dot if each is a separate sample"
                 )
-            yield key, members_of[key][images[0]] if images else None
+            yield key, members[images[0]] if images else None
 
 
 def _unused(key: str, shard: Path, taken: Container[str]) -> str:
