@@ -20,7 +20,7 @@ from pipeline.explorer.pages import PAGES
 from pipeline.explorer.positions import nearest
 from pipeline.explorer.query_parameters import BadRequest
 from pipeline.explorer.site import Resource, Site, error_text, status_of
-from pipeline.gallery.templating import asset
+from pipeline.gallery.templating import STATIC, asset
 from pipeline.rendering.drawing.picture_formats import encode
 from pipeline.rendering.drawing.text_and_resize import placeholder
 from pipeline.rendering.drawing.tile_layout import TileLayout
@@ -28,13 +28,8 @@ from pipeline.rendering.drawing.tile_layout import TileLayout
 NEAREST = 24
 _MEDIA = {
     "png": "image/png", "pdf": "application/pdf", "svg": "image/svg+xml",
-    "npy": "application/octet-stream", "csv": "text/csv; charset=utf-8",
-    "json": "application/json",
-}  # fmt: skip
-
-_STATIC = {
-    "style.css": "text/css; charset=utf-8", "gallery.js": "text/javascript; charset=utf-8",
-    "explorer.js": "text/javascript; charset=utf-8", "icon.svg": "image/svg+xml",
+    "npy": "application/octet-stream", "csv": "text/csv", "json": "application/json",
+    "css": "text/css", "js": "text/javascript",
 }  # fmt: skip
 
 
@@ -45,10 +40,11 @@ def make_app(collection: Collection) -> Starlette:
 
     async def static(request: Request) -> Response:
         name = request.path_params["name"]
-        if name not in _STATIC:
+        if name not in (*STATIC, "explorer.js"):
             raise HTTPException(404)
-        text = asset(f"static/{name}")
-        return Response(text, media_type=_STATIC[name], headers={"cache-control": "max-age=600"})
+        media_type = _MEDIA[name.rpartition(".")[2]]
+        headers = {"cache-control": "max-age=600"}
+        return Response(asset(f"static/{name}"), media_type=media_type, headers=headers)
 
     async def fault(request: Request, error: Exception) -> Response:
         return site.fault(error)

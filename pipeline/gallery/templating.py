@@ -14,7 +14,7 @@ from pipeline.renderers.thumbnails import Thumbnails
 from pipeline.rendering.attention_maps import CAVEAT, is_attention
 
 _SEPARATORS = re.compile(r"(?<=[._/\\-])(?=[^._/\\-])")
-_STATIC = ("style.css", "gallery.js", "icon.svg")
+STATIC = ("style.css", "gallery.js", "icon.svg")
 
 
 def asset(name: str) -> str:
@@ -24,7 +24,7 @@ def asset(name: str) -> str:
 
 def write_static(folder: Path) -> None:
     """Write the static assets of the pages."""
-    for name in _STATIC:
+    for name in STATIC:
         write_bytes(folder / name, asset(f"static/{name}").encode(), durable=False)
 
 

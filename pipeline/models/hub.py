@@ -48,17 +48,9 @@ class HubModel(ModelSource):
 
     def build(self, seed: int) -> ModelBundle:
         folder = Path(self.repo).expanduser()
-        local = folder.is_dir()
-        if local and not (folder / "hubconf.py").is_file():
-            raise ConfigError(f"model.repo: {folder} has no hubconf.py")
-        if not local and (self.repo.startswith((".", "/", "~")) or self.repo.count("/") != 1):
-            raise ConfigError(f"model.repo: {self.repo} is neither a folder nor owner/name")
-        if not local and not self.trust:
-            raise ConfigError(
-                f"model.trust: the code of github.com/{self.repo} would be downloaded and run; set "
-                "model.trust=true if you trust it"
-            )
-        if local:
+        if folder.is_dir():
+            if not (folder / "hubconf.py").is_file():
+                raise ConfigError(f"model.repo: {folder} has no hubconf.py")
             result = called(f"{folder / 'hubconf.py'}:{self.name}", "model.name", self.arguments)
         else:
             result = self._downloaded()
@@ -66,6 +58,13 @@ class HubModel(ModelSource):
         return ModelBundle(module=module, transform=Transform(), file=self.load_weights(module))
 
     def _downloaded(self) -> Any:
+        if self.repo.startswith((".", "/", "~")) or self.repo.count("/") != 1:
+            raise ConfigError(f"model.repo: {self.repo} is neither a folder nor owner/name")
+        if not self.trust:
+            raise ConfigError(
+                f"model.trust: the code of github.com/{self.repo} would be downloaded and run; set "
+                "model.trust=true if you trust it"
+            )
         import torch
 
         hub: Any = torch.hub

@@ -107,12 +107,9 @@ class Health:
             ConfigError: when there is no such figure.
         """
         known(figure, _FIGURES, "no figure")
-        rows = [[self.cells.get((archive, layer)) for archive in self.archives]
-                for layer in self.layers]  # fmt: skip
-        return np.array(
-            [[np.nan if cell is None else getattr(cell, figure) for cell in row] for row in rows],
-            dtype=np.float64,
-        )
+        rows = [[getattr(self.cells.get((archive, layer)), figure, np.nan)
+                 for archive in self.archives] for layer in self.layers]  # fmt: skip
+        return np.array(rows, dtype=np.float64)
 
 
 def health(
@@ -203,13 +200,11 @@ def _complete_archives(
 def _layer_health(archive: str, layer: StoredLayer) -> LayerHealth:
     figures = layer.statistics
     count = figures["count"].astype(np.float64)
-    nonfinite = figures["nonfinite_count"]
     mean, std = np.nan_to_num(figures["mean"]), np.nan_to_num(figures["std"])
     low, high = figures["min"], figures["max"]
     total = count.sum()
     center = float((count * mean).sum() / total) if total else np.nan
     variance = (count * (std**2 + (mean - center) ** 2)).sum() / total if total else np.nan
-    spread = float(np.sqrt(variance))
     kinds = channel_kinds(figures)
     largest = np.fmax(np.abs(low), np.abs(high))[count > 0]
     return LayerHealth(
@@ -221,9 +216,9 @@ def _layer_health(archive: str, layer: StoredLayer) -> LayerHealth:
         constant=int(kinds["constant"].sum()),
         zero_fraction=float(figures["zero_fraction"].mean()),
         mean=center,
-        std=spread,
+        std=float(np.sqrt(variance)),
         largest=float(largest.max()) if largest.size else np.nan,
-        nonfinite=int(nonfinite.sum()),
+        nonfinite=int(figures["nonfinite_count"].sum()),
     )
 
 

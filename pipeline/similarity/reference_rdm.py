@@ -63,13 +63,13 @@ def _references(array: Array, path: Path, ids: Sequence[str] | None) -> Iterator
     count = len(matrices[0])
     if ids is not None:  # as archives store them
         ids = [unicodedata.normalize("NFC", str(id_)) for id_ in ids]
-    if ids is not None and len(ids) != count:
-        raise ConfigError(
-            f"{path}: an RDM of {plural(count, 'sample')}, but {plural(len(ids), 'id')}"
-        )
-    if ids is not None and len(set(ids)) < count:
-        twice = next(id_ for id_ in ids if list(ids).count(id_) > 1)
-        raise ConfigError(f"{path}: id {one_line(twice, limit=60)} is given twice")
+        if len(ids) != count:
+            raise ConfigError(
+                f"{path}: an RDM of {plural(count, 'sample')}, but {plural(len(ids), 'id')}"
+            )
+        if len(set(ids)) < count:
+            twice = next(id_ for id_ in ids if ids.count(id_) > 1)
+            raise ConfigError(f"{path}: id {one_line(twice, limit=60)} is given twice")
     for number, matrix in enumerate(matrices, 1):
         name = path.stem if len(matrices) == 1 else f"{path.stem} {number}"
         rdm, known = _checked(matrix, path)
