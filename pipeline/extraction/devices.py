@@ -47,14 +47,15 @@ def choose_device(name: str) -> torch.device:
 def reproducible(seed: int, *, compiled: bool = False) -> Iterator[None]:
     """Be `deterministic` inside the block, with random numbers from a seed.
 
-    The caller's autocast and default device have no effect. Other threads wait for the block's end,
-    as they share the random numbers.
+    The caller's autocast, inference mode and default device have no effect. Other threads wait for
+    the block's end, as they share the random numbers.
     """
     with (
         _extracting,
         ExitStack() as stack,
         torch.random.fork_rng(devices=[]),
         deterministic(compiled=compiled),
+        torch.inference_mode(False),
     ):
         for kind in ("cpu", "cuda", "mps"):
             stack.enter_context(torch.autocast(kind, enabled=False))

@@ -117,14 +117,20 @@ def worker_count(loader: Loader, device: torch.device, batches: int, batch_bytes
     """Return the configured number of workers, or a suitable default.
 
     On a CPU the model uses every core, and the main process decodes fast enough for about eight.
-    For a GPU the default is all cores but one, at most 8. It is 0 if shared memory is too small
-    (logged as a warning).
+    For a GPU the default is all cores but one, at most 8. It is 0 if shared memory is too small, or
+    this process cannot start others (logged as a warning).
     """
     workers = loader.num_workers
     if workers is None and device.type == "cpu":
         workers = min(cores() // 8, batches)
     elif workers is None:
         workers = max(1, min(8, cores() - 1, batches))
+    if workers and multiprocessing.current_process().daemon:  # of multiprocessing.Pool or Celery
+        log.warning(
+            "loader: images are decoded without worker processes: a daemonic process cannot start "
+            "them"
+        )
+        return 0
     free, needed = shared_memory(), workers * (loader.prefetch + 1) * batch_bytes
     if workers and free is not None and free < needed:
         log.warning(

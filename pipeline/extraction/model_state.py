@@ -126,4 +126,5 @@ def _values(model: nn.Module) -> dict[Place, Any]:
 
 
 def _parameters(model: nn.Module) -> list[tuple[int, int]]:
-    return [(id(parameter), parameter._version) for parameter in model.parameters()]
+    """Return identity and version of each; those made in inference mode have no version."""
+    return [(id(p), 0 if p.is_inference() else p._version) for p in model.parameters()]

@@ -2,7 +2,8 @@
 
 Threads draw few samples, forked processes many: drawing makes thousands of short calls, between
 which threads wait for the interpreter lock (two threads gain 1.5 times, two processes 1.9). Where
-forking is not safe (macOS, archives in object stores), threads draw everything.
+forking is not safe (macOS, archives in object stores) or not allowed (in a daemonic process),
+threads draw everything.
 """
 
 import multiprocessing
@@ -38,7 +39,7 @@ def draw_all(
         yield from map(draw, samples)
         return
     forks = sys.platform == "linux" and shared_memory() != 0  # process pools keep their locks there
-    forks = forks and not object_store.in_use()
+    forks = forks and not object_store.in_use() and not multiprocessing.current_process().daemon
     many = len(samples) >= _PROCESSES_FROM and workers > 1 and forks
     pool = _processes(draw, workers) if many else ThreadPoolExecutor(workers)
     work = _draw_inherited if many else draw

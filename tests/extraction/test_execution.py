@@ -272,6 +272,7 @@ def matmul_precision(precision: str) -> Iterator[None]:
     [
         lambda: torch.autocast("cpu", torch.bfloat16),
         lambda: torch.device("meta"),
+        torch.inference_mode,
         lambda: default_dtype(torch.float16),
         lambda: default_dtype(torch.float64),
         lambda: matmul_precision("medium"),

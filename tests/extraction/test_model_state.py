@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.archive.reading.archive import Archive
+from pipeline.archive.tools.compare import compare
 from pipeline.capture.selector import LayerSelector
 from pipeline.datasets.synthetic import Synthetic
 from pipeline.extraction.extract import extract
@@ -196,3 +197,14 @@ def test_layers_built_by_the_first_pass_stay(tmp_path: Path) -> None:
         images = np.stack([archive.image(row).transpose(2, 0, 1) for row in range(3)])
         expected = model(transform.normalize(torch.from_numpy(images))).numpy()
         np.testing.assert_allclose(archive.layers["output"][:], expected, atol=1e-5)
+
+
+def test_a_model_made_in_inference_mode(tmp_path: Path) -> None:
+    with torch.inference_mode():
+        inside = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True)).eval()
+    outside = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True)).eval()
+    outside.load_state_dict(inside.state_dict())
+    for name, network in (("inside", inside), ("outside", outside)):
+        with threads(2):
+            extract(extraction(network, tmp_path / name))
+    assert compare(tmp_path / "inside", tmp_path / "outside")["equal"]

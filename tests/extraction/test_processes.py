@@ -29,10 +29,12 @@ from pipeline.common import machine, network
 from pipeline.common.errors import ConfigError
 from pipeline.common.locks import locked
 from pipeline.datasets.sequence import FromSequence
+from pipeline.datasets.synthetic import Synthetic
 from pipeline.extraction import statistics
 from pipeline.extraction.extract import extract
 from pipeline.extraction.loader import Loader, worker_count
 from pipeline.renderers.compare import Compare
+from pipeline.renderers.mean_map import MeanMap
 from pipeline.rendering.render import RenderOptions, render
 from tests.conftest import REPOSITORY, Run, tiny_extraction
 from tests.helpers.processes import SLOW, group_is_gone, start, wait_for
@@ -239,6 +241,20 @@ def test_what_is_the_users_is_pickled_to_worker_processes(method: str, tmp_path:
     with Archive.open(tmp_path / "out") as archive:
         assert [int(archive.image(i)[0, 0, 0]) for i in range(70)] == list(range(70))
     assert len(list((tmp_path / "pictures" / "pictures" / "drawn").rglob("*.png"))) == 70
+
+
+def test_a_process_that_cannot_start_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such as one of `multiprocessing.Pool` or Celery."""
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)  # type: ignore[attr-defined]
+    dataset, loader = Synthetic(samples=70, height=20, width=24), Loader(num_workers=2)
+    config = tiny_extraction(tmp_path / "a", dataset=dataset, loader=loader)
+    extract(config)
+    assert "decoded without worker processes: a daemonic process cannot start them" in caplog.text
+    options = RenderOptions(samples=("all",), num_workers=2)
+    render(tmp_path / "a", tmp_path / "drawn", {"mean_map": MeanMap()}, options)
+    assert len(list((tmp_path / "drawn").rglob("*.png"))) == 70
 
 
 @pytest.mark.parametrize("workers", [2, None])
