@@ -51,8 +51,6 @@ def carry_out(options: Options) -> int:
     """Explore archives in the browser: a page for every sample, layer, unit and position."""
     from pipeline.explorer.serve import Server, browse
 
-    if not 0 <= options.port < 2**16:
-        raise ConfigError(f"serve: --port must be between 0 and 65535, got {options.port}")
     folders = options.archives or [_newest()]
     paths = [path for folder in folders for path in schema.archives_of(folder)]
     server = Server(paths, host=options.host, port=options.port, allowed=options.allow_host)

@@ -17,7 +17,7 @@ from PIL import Image, ImageColor, UnidentifiedImageError
 
 from pipeline.common.arrays import Array
 from pipeline.common.configured import Positive, configured
-from pipeline.common.errors import SampleError
+from pipeline.common.errors import SampleError, reraised
 from pipeline.datasets import file_layout, raster
 
 _SAVE = "save it with 8 or 16 unsigned bits per channel"
@@ -56,14 +56,12 @@ class Decoding:
 
 def read_regular(path: Path) -> bytes:
     """Return the content of a regular file; never blocks on a pipe or a device."""
-    try:
+    with reraised(str(path), SampleError, OSError):
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise SampleError(f"{path}: not a regular file")
             return file.read()
-    except OSError as error:
-        raise SampleError(f"{path}: {error.strerror or error}") from error
 
 
 def decode(

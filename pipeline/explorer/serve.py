@@ -16,7 +16,7 @@ import uvicorn
 
 from pipeline.archive.format import schema
 from pipeline.archive.reading.archive import Archive
-from pipeline.common.errors import ConfigError
+from pipeline.common.errors import ConfigError, reraised
 from pipeline.common.places import Place, place
 from pipeline.common.several import several
 from pipeline.explorer.app import make_app
@@ -37,23 +37,21 @@ class Server:
         self, paths: Sequence[Place], *, port: int, host: str = "127.0.0.1",
         framed: bool = False, allowed: Sequence[str] = (),
     ) -> None:  # fmt: skip
-        with ExitStack() as opening:
-            opened = [opening.enter_context(Archive.open(path)) for path in paths]
-            self.collection = Collection(opened)
-            self._open_archives = opening.pop_all()
+        if not 0 <= port < 2**16:
+            raise ConfigError(f"serve: --port must be between 0 and 65535, got {port}")
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        # asyncio sets TCP_NODELAY only on a socket with its protocol (else 40 ms per response)
-        self._socket = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            self._socket.bind((host, port))
-            self._socket.listen(128)  # early clients wait in the backlog
-        except OSError as error:
-            self.close()
-            raise ConfigError(
-                f"serve: {host}:{port}: {error.strerror or error}; use --port 0 for any free port, "
-                "or another --host"
-            ) from error
+        hint = "; use --port 0 for any free port, or another --host"
+        with ExitStack() as opened:
+            archives = [opened.enter_context(Archive.open(path)) for path in paths]
+            self.collection = Collection(archives)
+            # asyncio sets TCP_NODELAY only on a socket with its protocol (else 40 ms per response)
+            self._socket = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+            opened.enter_context(self._socket)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with reraised(f"serve: {host}:{port}", of=OSError, hint=hint):
+                self._socket.bind((host, port))
+                self._socket.listen(128)  # early clients wait in the backlog
+            self._opened = opened.pop_all()
         self.port = int(self._socket.getsockname()[1])
         everywhere = host not in ("127.0.0.1", "::1", "localhost")
         token = secrets.token_urlsafe(18)
@@ -97,8 +95,7 @@ class Server:
 
     def close(self) -> None:
         """Close the port and the archives."""
-        self._socket.close()
-        self._open_archives.close()
+        self._opened.close()
 
 
 def browse(url: str) -> None:

@@ -16,6 +16,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from pipeline import Archive, explore
 from pipeline.cli.main import main
+from pipeline.common.errors import ConfigError
 from pipeline.explorer.serve import Server
 from tests.conftest import REPOSITORY
 from tests.helpers.chromium import Watch, needs_chromium
@@ -162,6 +163,8 @@ def test_what_cannot_be_served_is_said(
     assert "use --port 0 for any free port" in capfd.readouterr().err
     assert main(("serve", str(tiny_archive), "--port", "70000")) == 2
     assert "--port must be between 0 and 65535" in capfd.readouterr().err
+    with pytest.raises(ConfigError, match="between 0 and 65535, got 70000"):
+        explore(tiny_archive, port=70000)
 
 
 def test_a_notebook_shows_it_in_a_frame(tiny_archive: Path) -> None:
