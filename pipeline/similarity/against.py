@@ -1,7 +1,6 @@
 """RSA of layers against reference RDMs, with the noise ceiling of several subjects."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,25 +8,18 @@ from typing import Any
 import numpy as np
 from scipy.spatial.distance import squareform
 from scipy.stats import rankdata
-from threadpoolctl import threadpool_limits
 
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.arrays import Array
-from pipeline.common.errors import ConfigError, member, one_line, plural
-from pipeline.common.machine import cores
-from pipeline.similarity.features import Over, features_of
+from pipeline.common.errors import ConfigError, one_line, plural
+from pipeline.similarity.features import features_of
 from pipeline.similarity.matching import Matched, drawn_samples, match, random_part
 from pipeline.similarity.measures import RankDraws, correlations_of, most_stimuli
 from pipeline.similarity.rdm import distances, ranked
 from pipeline.similarity.reference_rdm import Reference, read_references
 from pipeline.similarity.results import ComparedLayer, layer_names
 from pipeline.similarity.rows import FEWEST, Rows
-from pipeline.similarity.similarity import (
-    check_numbers,
-    compared_layers,
-    open_archives,
-    with_layers,
-)
+from pipeline.similarity.similarity import checked, compared_archives, compared_layers
 
 ALL = "all"
 """Subject name of the mean over subjects."""
@@ -118,15 +110,12 @@ def rsa_against(
     """
     if over == "positions":
         raise ConfigError("similarity: an RDM is over samples, not positions; use mean or flatten")
-    kind = member(Over, over, "similarity: unknown over")
-    check_numbers(samples, seed, bootstrap)
+    rows_are = checked(over, samples, seed, bootstrap)
     several_files: Sequence[Any] = files if isinstance(files, (list, tuple)) else [files]
     references = read_references(several_files, ids)
-    with ExitStack() as stack, threadpool_limits(cores()):
-        opened = [stack.enter_context(archive) for archive in open_archives(archives)]
-        chosen = with_layers(opened, layers)
-        features = features_of(chosen, kind)
-        matched, indices, notes = _matched(references, match(chosen), opened[0], samples, seed)
+    with compared_archives(archives, layers) as (first, chosen):
+        features = features_of(chosen, rows_are)
+        matched, indices, notes = _matched(references, match(chosen), first, samples, seed)
         rows = Rows(features=features, numbers=matched.rows, selected=np.arange(len(matched)))
         stimuli = rows.draw(most_stimuli(len(features) + len(references)), seed)
         correlations, defined, good = correlations_of(rows, stimuli)

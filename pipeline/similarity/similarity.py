@@ -1,10 +1,10 @@
 """Similarity of the layers of one archive, or of several archives over the same samples."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import compress
-from typing import Any, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -78,11 +78,8 @@ def similarity(
     ]
     if not selected_measures:
         raise ConfigError(f"similarity: no measure is given; use {', '.join(get_args(Measure))}")
-    rows_are = member(Over, over, "similarity: unknown over")
-    check_numbers(samples, seed, bootstrap)
-    with ExitStack() as stack, threadpool_limits(cores()):
-        opened = [stack.enter_context(archive) for archive in open_archives(archives)]
-        chosen = with_layers(opened, layers)
+    rows_are = checked(over, samples, seed, bootstrap)
+    with compared_archives(archives, layers) as (_, chosen):
         features = features_of(chosen, rows_are)
         if selected_measures == ["rsa"]:
             samples = min(samples or len(chosen[0]), of.most_stimuli(len(features)))
@@ -90,34 +87,40 @@ def similarity(
         return _compare(features, matched, selected_measures, bootstrap, seed)
 
 
-def check_numbers(samples: int | None, seed: int, bootstrap: int) -> None:
-    """Raise ConfigError if one is not a number, or too small."""
+def checked(over: str, samples: int | None, seed: int, bootstrap: int) -> Over:
+    """Return `over`; raise ConfigError if it is unknown, or another is no number or too small."""
     if samples is not None:
         whole("similarity: samples", samples, FEWEST)
     whole("similarity: seed", seed, 0)
     whole("similarity: bootstrap", bootstrap, 0)
+    rows_are: Over = member(Over, over, "similarity: unknown over")
+    return rows_are
 
 
-def open_archives(
-    archives: Archive | str | Place | Sequence[Archive | str | Place],
-) -> Iterable[Any]:
-    """Return a context manager per archive; archives that are already open stay open."""
+@contextmanager
+def compared_archives(
+    archives: Archive | str | Place | Sequence[Archive | str | Place], layers: str | Sequence[str]
+) -> Iterator[tuple[Archive, list[Archive]]]:
+    """Open archives; yield the first, and all that have some of the layers, with these alone.
+
+    Archives that are already open stay open.
+    """
     sources: list[Archive | Place] = []
     for archive in several(archives):
         sources += [archive] if isinstance(archive, Archive) else schema.archives_of(place(archive))
     if not sources:
         raise ConfigError("similarity: no archive is given; give one or several")
     distinct_paths(sources, "similarity")
-    return map(opened, sources)
-
-
-def with_layers(archives: Sequence[Archive], selectors: str | Sequence[str]) -> list[Archive]:
-    """Return the archives with the selected layers; archives without any are left out."""
-    entries = [entry for archive in archives for entry in archive.manifest.layers]
-    names = layers_matching(entries, selectors, where="similarity")
-    selected = [[name for name in archive.layers if name in names] for archive in archives]
-    pairs = zip(archives, selected, strict=True)
-    return [archive.with_layers(layers) for archive, layers in pairs if layers]
+    with ExitStack() as stack, threadpool_limits(cores()):
+        all_archives = [stack.enter_context(opened(source)) for source in sources]
+        entries = [entry for archive in all_archives for entry in archive.manifest.layers]
+        selected = layers_matching(entries, layers, where="similarity")
+        chosen = [
+            archive.with_layers(names)
+            for archive in all_archives
+            if (names := [name for name in archive.layers if name in selected])
+        ]
+        yield all_archives[0], chosen
 
 
 def _compare(
