@@ -3,12 +3,13 @@
 import logging
 import sys
 import time
-from collections.abc import Iterable, Sequence
-from typing import Self
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Self, TypeVar
 
 from tqdm import tqdm
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 _LOG_EVERY_SECONDS = 30.0
 
 
@@ -69,6 +70,14 @@ class Progress:
             + (f"{size(self._bytes)}, " if self._bytes else "")
             + f"{seconds:.1f} s, {rate:.1f} {self._unit}/s"
         )
+
+
+def track(what: str, items: Sequence[T], *, unit: str) -> Iterator[T]:
+    """Yield items while a `Progress` counts those that are done."""
+    with Progress(what, len(items), unit=unit) as progress:
+        for item in items:
+            yield item
+            progress.advance(1)
 
 
 def table(

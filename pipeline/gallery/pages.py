@@ -19,7 +19,7 @@ from pipeline.archive.reading.archive import Archive
 from pipeline.archive.reading.stored_layer import StoredLayer
 from pipeline.common.atomic_files import write_bytes
 from pipeline.common.errors import plural
-from pipeline.common.progress import Progress, size
+from pipeline.common.progress import size, track
 from pipeline.gallery.templating import templates, write_static
 from pipeline.rendering.file_names import layer_folders, sample_stem
 from pipeline.rendering.options import THUMBNAILS
@@ -42,10 +42,8 @@ def write_gallery(archive: Archive, rendered: Rendered) -> Path:
     starts = range(0, len(rendered.samples), _PAGE_SIZE)
     for number, start in enumerate(starts, start=1):
         pages.write_index(number, len(starts), rendered.samples[start : start + _PAGE_SIZE])
-    with Progress("gallery", total=len(rendered.samples), unit="pages") as progress:
-        for position, sample in enumerate(rendered.samples):
-            pages.write_sample(position, sample)
-            progress.advance(1)
+    for position, sample in enumerate(track("gallery", rendered.samples, unit="pages")):
+        pages.write_sample(position, sample)
     pages.write_layers()
     pages.write_search()
     name = "configuration.html"

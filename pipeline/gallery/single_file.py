@@ -16,7 +16,7 @@ from PIL import Image
 from pipeline.archive.reading.archive import Archive
 from pipeline.common.atomic_files import write_bytes
 from pipeline.common.errors import ConfigError
-from pipeline.common.progress import Progress, size
+from pipeline.common.progress import size, track
 from pipeline.gallery.pages import Pages
 from pipeline.gallery.templating import asset
 from pipeline.rendering.options import THUMBNAILS
@@ -107,20 +107,18 @@ class _SingleFile(Pages):
 
     def _read(self) -> None:
         steps: Counter[int] = Counter()  # by limit: samples begin alike, so that they look alike
-        with Progress("single file", total=len(self._groups), unit="groups") as progress:
-            for paths, largest in self._groups:
-                contents = {path: (self._folder / path).read_bytes() for path in paths}
-                embedded = {path: (path.suffix[1:], content) for path, content in contents.items()}
-                if sum(map(len, contents.values())) > largest:
-                    room = largest
-                    for path in self._strips & contents.keys():  # shown at a fixed size
-                        strip = _webp(contents.pop(path), 1, 80)
-                        embedded[path], room = ("webp", strip), room - len(strip)
-                    reduced, step = _fitted([*contents.values()], room, steps[largest])
-                    embedded |= zip(contents, reduced, strict=True)
-                    steps[largest] = step
-                self._contents |= embedded
-                progress.advance(1)
+        for paths, largest in track("single file", self._groups, unit="groups"):
+            contents = {path: (self._folder / path).read_bytes() for path in paths}
+            embedded = {path: (path.suffix[1:], content) for path, content in contents.items()}
+            if sum(map(len, contents.values())) > largest:
+                room = largest
+                for path in self._strips & contents.keys():  # shown at a fixed size
+                    strip = _webp(contents.pop(path), 1, 80)
+                    embedded[path], room = ("webp", strip), room - len(strip)
+                reduced, step = _fitted([*contents.values()], room, steps[largest])
+                embedded |= zip(contents, reduced, strict=True)
+                steps[largest] = step
+            self._contents |= embedded
 
     def _data(self, path: Path) -> str:
         kind, content = self._contents[path]

@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 
 from pipeline.common.arrays import Array
-from pipeline.common.progress import Progress
+from pipeline.common.progress import Progress, track
 from pipeline.similarity.cross_products import ROUNDING, without_rounding
 from pipeline.similarity.features import LayerFeatures
 from pipeline.similarity.matching import Matched
@@ -126,12 +126,10 @@ class GramBackend:
         every = Rows(features=features, numbers=matched.rows, selected=np.arange(len(matched)))
         grams = []
         finite = np.ones((len(features), len(matched)), bool)
-        with Progress("similarity", len(features), unit="layers") as progress:
-            for i in range(len(features)):
-                grams.append(gram(every, i, np.arange(len(every))))
-                rows = np.isfinite(np.diagonal(grams[i])).reshape(len(matched), every.per_sample)
-                finite[i] = rows.all(axis=1)
-                progress.advance(1)
+        for i in track("similarity", range(len(features)), unit="layers"):
+            grams.append(gram(every, i, np.arange(len(every))))
+            rows = np.isfinite(np.diagonal(grams[i])).reshape(len(matched), every.per_sample)
+            finite[i] = rows.all(axis=1)
         selected = finite_samples(finite, features)
         self.rows = Rows(features=features, numbers=matched.rows, selected=selected)
         if len(selected) < len(matched):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pipeline.common.arrays import Array
-from pipeline.common.progress import Progress
+from pipeline.common.progress import Progress, track
 from pipeline.similarity.bootstrap import Resamples, most_rows
 from pipeline.similarity.covariance_backend import CovarianceBackend
 from pipeline.similarity.cross_products import angle, cka_of
@@ -62,14 +62,11 @@ def cka(backend: Backend, layers: int, bootstrap: int, seed: int) -> Figures:
     value = cka_of(backend.hsic())
     count = len(value)
     figures = replace(Figures.unknown(count, len(backend.rows)), value=value)
-    pairs = pairs_of(layers)
-    with Progress("cka", len(pairs), unit="pairs") as progress:
-        for one, two in pairs:
-            outliers = np.union1d(backend.outliers[one], backend.outliers[two])
-            if len(backend.rows) - len(outliers) >= FEWEST:
-                without = cka_of(backend.hsic_without(one, two, outliers))
-                figures.fill((one, two), trimmed=without[0, 1])
-            progress.advance(1)
+    for one, two in track("cka", pairs_of(layers), unit="pairs"):
+        outliers = np.union1d(backend.outliers[one], backend.outliers[two])
+        if len(backend.rows) - len(outliers) >= FEWEST:
+            without = cka_of(backend.hsic_without(one, two, outliers))
+            figures.fill((one, two), trimmed=without[0, 1])
     if bootstrap:
         draws = Resamples.of(backend.rows, count, bootstrap, seed)
         grams = [backend.gram(i, draws.rows) for i in range(count)]
@@ -97,31 +94,28 @@ def procrustes(backend: Backend, layers: int, bootstrap: int, seed: int) -> Figu
         if draws is not None:
             figures.fill((i, i), low=figures.value[i, i], high=figures.value[i, i])
     pairs = [pair for pair in pairs_of(layers) if pair[0] != pair[1]]
-    with Progress("procrustes", len(pairs), unit="pairs") as progress:
-        for pair in pairs:
-            product, squares = backend.product(*pair, no_rows)
-            if not squares > 0:  # the rest would be rounding error
-                progress.advance(1)
-                continue
-            left, singular, right = np.linalg.svd(product, full_matrices=False)
-            value = angle(singular.sum(), squares)
-            figures.fill(pair, value=value)
-            outliers = np.union1d(*(backend.outliers[i] for i in pair))
-            if len(backend.rows) - len(outliers) >= FEWEST:
-                product, squares = backend.product(*pair, outliers)
-                singular = np.linalg.svd(product, compute_uv=False)
-                figures.fill(pair, trimmed=angle(singular.sum(), squares))
-            if draws is not None:
-                x, y = (backend.centred_rows(i, draws.rows) for i in pair)
-                along = ((x @ left) * (y @ right.T)).sum(axis=1)
-                weights = np.vstack([np.ones(len(x)), draws.weights])
-                spread = (weights @ np.square(x).sum(1)) * (weights @ np.square(y).sum(1))
-                cosine = weights @ along / np.sqrt(np.where(spread > 0, spread, np.nan))
-                angles = np.arccos(np.clip(cosine, 0, 1))
-                ends = draws.interval(angles[1:], angles[0], np.asarray(value))
-                low, high = np.clip(ends, 0, np.pi / 2)
-                figures.fill(pair, low=low, high=high)
-            progress.advance(1)
+    for pair in track("procrustes", pairs, unit="pairs"):
+        product, squares = backend.product(*pair, no_rows)
+        if not squares > 0:  # the rest would be rounding error
+            continue
+        left, singular, right = np.linalg.svd(product, full_matrices=False)
+        value = angle(singular.sum(), squares)
+        figures.fill(pair, value=value)
+        outliers = np.union1d(*(backend.outliers[i] for i in pair))
+        if len(backend.rows) - len(outliers) >= FEWEST:
+            product, squares = backend.product(*pair, outliers)
+            singular = np.linalg.svd(product, compute_uv=False)
+            figures.fill(pair, trimmed=angle(singular.sum(), squares))
+        if draws is not None:
+            x, y = (backend.centred_rows(i, draws.rows) for i in pair)
+            along = ((x @ left) * (y @ right.T)).sum(axis=1)
+            weights = np.vstack([np.ones(len(x)), draws.weights])
+            spread = (weights @ np.square(x).sum(1)) * (weights @ np.square(y).sum(1))
+            cosine = weights @ along / np.sqrt(np.where(spread > 0, spread, np.nan))
+            angles = np.arccos(np.clip(cosine, 0, 1))
+            ends = draws.interval(angles[1:], angles[0], np.asarray(value))
+            low, high = np.clip(ends, 0, np.pi / 2)
+            figures.fill(pair, low=low, high=high)
     return figures
 
 
@@ -141,11 +135,8 @@ def correlations_of(rows: Rows, chosen: Array) -> tuple[list[Array], list[int], 
     Correlations are `(row, row)` for each layer. A layer is usable if enough rows have a pattern
     (are not constant); a row, as an index into `chosen`, if it has one in all usable layers.
     """
-    layers, correlations = len(rows.features), []
-    with Progress("rsa", layers, unit="layers") as progress:
-        for layer in range(layers):
-            correlations.append(gram(rows, layer, chosen, patterns=True))
-            progress.advance(1)
+    layers = track("rsa", range(len(rows.features)), unit="layers")
+    correlations = [gram(rows, layer, chosen, patterns=True) for layer in layers]
     finite = np.array([np.isfinite(np.diagonal(of)) for of in correlations])
     defined = np.flatnonzero(finite.sum(axis=1) >= FEWEST)
     good = np.flatnonzero(finite[defined].all(axis=0) & finite[defined].any(axis=0))
@@ -169,19 +160,16 @@ def rsa(backend: Backend, layers: int, bootstrap: int, seed: int) -> Figures:
         correlations[i] = ranks[-1][:0]  # free the correlations
     numbers = chosen[good]
     draws = RankDraws(rows, numbers, ranks, bootstrap, seed) if bootstrap else None
-    pairs = pairs_of(len(defined))
-    with Progress("rsa", len(pairs), unit="pairs") as progress:
-        for i, j in pairs:
-            pair = defined[i], defined[j]
-            inliers = ~np.isin(numbers, np.union1d(*(backend.outliers[layer] for layer in pair)))
-            spearman = WeightedSpearman(np.stack([np.ones(len(good)), inliers]))
-            moments = [spearman.moments(ranks[k]) for k in (i, j)]
-            correlation, trimmed = spearman.of(ranks[i], ranks[j], *moments)
-            figures.fill(pair, value=correlation, trimmed=trimmed)
-            if draws is not None:
-                low, high = draws.interval_of(draws.drawn(i, j), correlation)
-                figures.fill(pair, low=low, high=high)
-            progress.advance(1)
+    for i, j in track("rsa", pairs_of(len(defined)), unit="pairs"):
+        pair = defined[i], defined[j]
+        inliers = ~np.isin(numbers, np.union1d(*(backend.outliers[layer] for layer in pair)))
+        spearman = WeightedSpearman(np.stack([np.ones(len(good)), inliers]))
+        moments = [spearman.moments(ranks[k]) for k in (i, j)]
+        correlation, trimmed = spearman.of(ranks[i], ranks[j], *moments)
+        figures.fill(pair, value=correlation, trimmed=trimmed)
+        if draws is not None:
+            low, high = draws.interval_of(draws.drawn(i, j), correlation)
+            figures.fill(pair, low=low, high=high)
     return figures
 
 
