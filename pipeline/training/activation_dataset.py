@@ -47,7 +47,7 @@ class ActivationDataset(Dataset[tuple[Any, ...]]):
         """
         if isinstance(archive, Archive):
             archive = archive.path
-        self._path = place(archive, storage_options=storage_options, cache=cache)
+        self._path = place(archive, storage_options=storage_options, cache=cache).absolute()
         self._ids = ids
         with Archive.open(self._path) as opened:
             self.names = {key: opened.layer(key).name for key in several(layers)}

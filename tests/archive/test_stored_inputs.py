@@ -115,7 +115,7 @@ def test_the_explorer_shows_a_blank(bare: Path) -> None:
     with (
         Archive.open(bare) as archive,
         TestClient(
-            AuthMiddleware(make_app(collection := Collection([(bare, archive)])), "t", 80),
+            AuthMiddleware(make_app(collection := Collection([archive])), "t", 80),
             base_url="http://127.0.0.1:80",
         ) as client,
     ):

@@ -162,7 +162,7 @@ def test_every_view_works_on_the_codes(
     feature = int(patches.max((0, 1)).argmax())
     strongest = int(patches[..., feature].max(1).argmax())
     with Archive.open(vit) as first, Archive.open(coded) as archive:
-        with TestClient(make_app(Collection([(vit, first), (coded, archive)]))) as client:
+        with TestClient(make_app(Collection([first, archive]))) as client:
             key = coded.name
             page = client.get(f"/a/{key}/layer/codes/unit/{feature}").text
             top = re.findall(r"/sample/(\d{6})", page)

@@ -69,7 +69,8 @@ class Archive:
             ArchiveError: when the path is not a complete archive or a shard is missing.
             StoreError: when an object store cannot be reached.
         """
-        folder = schema.archive_folder(place(path, storage_options=storage_options, cache=cache))
+        typed = place(path, storage_options=storage_options, cache=cache)
+        folder = schema.archive_folder(typed.absolute())
         if folder.is_file():
             return cls(open_packed(folder, check=check))
         return cls(open_complete(folder, named_as=path, check=check))
@@ -86,9 +87,8 @@ class Archive:
         Raises:
             ArchiveError: when the archive does not exist, no shard is finished, or one is damaged.
         """
-        return cls(
-            open_finished(schema.archive_folder(place(path, storage_options=storage_options)))
-        )
+        typed = place(path, storage_options=storage_options)
+        return cls(open_finished(schema.archive_folder(typed.absolute())))
 
     def __enter__(self) -> Self:
         return self
