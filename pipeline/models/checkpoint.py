@@ -15,7 +15,7 @@ from pipeline.common.configured import configured
 from pipeline.common.errors import ConfigError, suggestion
 from pipeline.common.paths import PathText
 from pipeline.models.base import DEFAULT, ModelBundle, ModelSource
-from pipeline.models.own_code import own_code
+from pipeline.models.own_code import folder_kept, own_code
 from pipeline.models.transforms import Transform
 
 
@@ -64,6 +64,7 @@ class CheckpointModel(ModelSource):
         return ModelBundle(module=module, transform=Transform(), file=path)
 
 
+@folder_kept()
 def called(class_path: str, key: str, arguments: Mapping[str, Any]) -> Any:
     """Import a class or function of the user and call it with `arguments`.
 

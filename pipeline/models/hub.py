@@ -10,7 +10,7 @@ from pipeline.common.network import PACKAGED, downloading
 from pipeline.common.paths import PathText
 from pipeline.models.base import ModelBundle, ModelSource
 from pipeline.models.checkpoint import as_module, called
-from pipeline.models.own_code import accepting_arguments
+from pipeline.models.own_code import accepting_arguments, folder_kept
 from pipeline.models.transforms import Transform
 
 
@@ -57,6 +57,7 @@ class HubModel(ModelSource):
         module = as_module(result, f"model.name: {self.name}")
         return ModelBundle(module=module, transform=Transform(), file=self.load_weights(module))
 
+    @folder_kept()
     def _downloaded(self) -> Any:
         if self.repo.startswith((".", "/", "~")) or self.repo.count("/") != 1:
             raise ConfigError(f"model.repo: {self.repo} is neither a folder nor owner/name")

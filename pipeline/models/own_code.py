@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, redirect_stderr
@@ -53,6 +54,20 @@ def own_code(subject: str, folder: Path, script: str, hint: str = "") -> Iterato
     finally:
         sys.argv = arguments
         sys.path[:] = dict.fromkeys([*path_before, str(folder)])
+
+
+@contextmanager
+def folder_kept() -> Iterator[None]:
+    """Return to the current folder after code that may change it, for paths of the configuration.
+
+    Also a decorator.
+    """
+    folder = os.open(".", getattr(os, "O_PATH", os.O_RDONLY))
+    try:
+        yield
+    finally:
+        os.fchdir(folder)
+        os.close(folder)
 
 
 def failure(error: BaseException) -> str:

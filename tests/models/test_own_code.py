@@ -54,6 +54,34 @@ def write(tmp_path: Path) -> Write:
     return call
 
 
+CHANGES = """
+import os
+from pathlib import Path
+
+os.chdir(Path(__file__).parent)
+"""
+
+
+def test_code_that_changes_the_folder(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It finds its files there; the paths of the configuration are still those of the caller."""
+    (tmp_path / "repository").mkdir()
+    (tmp_path / "repository" / "channels").write_text("2")
+    reading = NET.replace("3, 2, 3", "3, int(Path('channels').read_text()), 3")
+    (tmp_path / "repository" / "train.py").write_text(CHANGES + reading)
+    monkeypatch.chdir(tmp_path)
+    torch.save(nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU()).state_dict(), "weights.pt")
+    code, _, _ = run(
+        "extract", "model=checkpoint", "model.class_path=repository/train.py:Net",
+        "model.weights=weights.pt", "model.transform.crop=8", "dataset=synthetic",
+        "dataset.samples=2", "layers=all", "device=cpu", "archive=here",
+    )  # fmt: skip
+    assert code == 0
+    assert Path.cwd() == tmp_path
+    assert (tmp_path / "here" / "COMPLETE.json").is_file()
+
+
 EXITS = {
     "at import": "import sys\nsys.exit()\n" + NET,
     "arguments at import": "import argparse\np = argparse.ArgumentParser()\n"
