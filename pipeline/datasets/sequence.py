@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -62,8 +62,6 @@ class FromSequence(ImageDataset):
             `adapter.as_image`.
         ids: one per item; by default `item-000000`, `item-000001`, ….
     """
-
-    type_key: ClassVar[str] = "sequence"
 
     items: Any = field(default=(), metadata={"recorded": False})
     ids: Texts = ()

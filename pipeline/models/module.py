@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import field
-from typing import Any, ClassVar
+from typing import Any
 
 from pipeline.common.configured import configured
 from pipeline.common.errors import reraised
@@ -24,8 +24,6 @@ class FromModule(ModelSource):
         name: a display name; empty uses the class's name.
         module: a torch module, on any device.
     """
-
-    type_key: ClassVar[str] = "module"
 
     name: str = ""
     weights: str = field(default="in memory", init=False)
