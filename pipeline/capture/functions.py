@@ -26,6 +26,7 @@ from pipeline.capture.tensors import arguments, in_backward, tensors_in
 
 Emit = Callable[[nn.Module, str, int, Any], None]
 """Takes the module, the function's name, the number of the call (from 0) and its result."""
+Unobserved = Callable[[Callable[..., None]], Callable[..., None]]
 
 
 class FunctionCall(nn.Module):
@@ -40,7 +41,7 @@ class FunctionCall(nn.Module):
 @contextmanager
 def observe_functions(
     model: nn.Module, emit: Emit, selected: Container[tuple[nn.Module, str]] | None = None
-) -> Iterator[None]:
+) -> Iterator[Unobserved]:
     """Report the function calls of every forward pass of `model` inside the block.
 
     Attention weights and rollouts are reported as `(sample, head, query, key)`, or as a text with
@@ -52,6 +53,9 @@ def observe_functions(
         emit: called right after each call, so that a later in-place change does not matter.
         selected: pairs of module and function name to report; None reports all, and checks that
             attention weights times the values are what the model computes.
+
+    Yields:
+        A wrapper for hooks whose own function calls are not the model's.
     """
     mode = _Calls(model, emit, selected)
     with ExitStack() as hooks:
@@ -62,7 +66,7 @@ def observe_functions(
                 leave = module.register_forward_hook(mode.leave, with_kwargs=True, always_call=True)
                 hooks.callback(leave.remove)
         hooks.enter_context(each_pass(model, mode.observed))
-        yield
+        yield mode.unobserved
 
 
 Around = Callable[[tuple[Any, ...], Mapping[str, Any]], AbstractContextManager[None]]
@@ -123,6 +127,7 @@ class _Calls(TorchFunctionMode):
         self._model = model
         self._emit = emit
         self._wanted = selected
+        self._paused = False
         self._rolls = self._wants(model, ROLLOUT)
         self._attention = self._rolls or any(self._wants(m, ATTENTION) for m in model.modules())
         self._start((), {})
@@ -132,6 +137,19 @@ class _Calls(TorchFunctionMode):
 
     def _wants(self, module: nn.Module, function: str) -> bool:
         return self._wanted is None or (module, function) in self._wanted
+
+    def unobserved(self, hook: Callable[..., None]) -> Callable[..., None]:
+        """Return a hook whose function calls are not observed."""
+
+        @functools.wraps(hook)
+        def unobserved(*args: Any) -> None:
+            self._paused = True
+            try:
+                hook(*args)
+            finally:
+                self._paused = False
+
+        return unobserved
 
     @contextmanager
     def observed(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[None]:
@@ -179,7 +197,7 @@ class _Calls(TorchFunctionMode):
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
         name = _name_of(func)
-        if not in_backward():
+        if not in_backward() and not self._paused:
             module, frame = self._frames[-1]
             if name and self._wants(module, name) and tensors_in(output):
                 self._report(module, name, output)

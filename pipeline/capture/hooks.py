@@ -9,6 +9,7 @@ every activation is copied on its device inside the hook, in one pass together w
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -153,8 +154,9 @@ def capture(
         activations.function_calls[function_paths[0].layer] += 1
         if isinstance(result, str):
             raise LayerError(f"{function_paths[0]} {result}")
-        _keep_selected(function_paths, result, call, function, keep)
+        select(function_paths, result, call, function)
 
+    select: Callable[..., None] = partial(_keep_selected, keep)
     with ExitStack() as hooks:
         counts: dict[nn.Module, int] = {}
 
@@ -166,10 +168,10 @@ def capture(
                 counts.clear()
 
         hooks.callback(model.register_forward_pre_hook(begin).remove)
-        for module, module_paths in by_module.items():
-            _hook(hooks, module, module_paths, counts, keep)
         if by_function:
-            hooks.enter_context(observe_functions(model, take, by_function))
+            select = hooks.enter_context(observe_functions(model, take, by_function))(select)
+        for module, module_paths in by_module.items():
+            _hook(hooks, module, module_paths, counts, select)
         yield activations
 
 
@@ -226,13 +228,13 @@ def refuse_what_hides_its_layers(model: nn.Module) -> None:
 
 
 def _keep_selected(
+    keep: Callable[[LayerPath, int, Tensor], None],
     paths: Sequence[LayerPath],
     value: object,
     call: int,
     kind: str,
-    take: Callable[[LayerPath, int, Tensor], None],
 ) -> None:
-    """Pass the tensors at `paths` to `take`, out of what one call of a layer took or returned."""
+    """Pass the tensors at `paths` to `keep`, out of what one call of a layer took or returned."""
     tensors = tensors_in(value)
     for path in paths:
         if path.call not in (None, call):
@@ -244,7 +246,7 @@ def _keep_selected(
                 + (f"; choose one of {keys}" if keys else "")
                 + ("" if tensors else "; sparse, nested and torch.func's are never captured")
             )
-        take(path, call, tensors[path.key])
+        keep(path, call, tensors[path.key])
 
 
 def _hook(
@@ -252,7 +254,7 @@ def _hook(
     module: nn.Module,
     paths: Sequence[LayerPath],
     counts: dict[nn.Module, int],
-    take: Callable[[LayerPath, int, Tensor], None],
+    select: Callable[..., None],
 ) -> None:
     inputs = [path for path in paths if path.input]
     outputs = [path for path in paths if not path.input]
@@ -262,14 +264,14 @@ def _hook(
     def before(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if called is not module or in_backward():  # a copy of the module has its hooks
             return
-        _keep_selected(inputs, arguments(args, kwargs), counts.get(module, 0), kind, take)
+        select(inputs, arguments(args, kwargs), counts.get(module, 0), kind)
 
     def after(called: nn.Module, _args: object, output: object) -> None:
         if called is not module or in_backward():
             return
         call = counts.get(module, 0)
         counts[module] = call + 1
-        _keep_selected(outputs, output, call, kind, take)
+        select(outputs, output, call, kind)
 
     if inputs:
         hooks.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)

@@ -6,7 +6,7 @@ are not kept.
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -228,10 +228,11 @@ def record(
         ))  # fmt: skip
 
     with ExitStack() as hooks, torch.no_grad():
+        note: Callable[..., None] = hook
         if functions:
-            hooks.enter_context(observe_functions(model, take))
+            note = hooks.enter_context(observe_functions(model, take))(hook)
         for module in names:
-            handle = module.register_forward_hook(hook, with_kwargs=True)
+            handle = module.register_forward_hook(note, with_kwargs=True)
             hooks.callback(handle.remove)
         returned = model(images)
     if not calls or calls[-1].layer != names[model]:

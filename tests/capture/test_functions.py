@@ -130,6 +130,37 @@ def test_calls_belong_to_the_module_that_makes_them() -> None:
     assert [call.layer for call in calls] == ["0.0@relu", "0.1@gelu", "1@softmax"]
 
 
+class ClassToken(nn.Module):
+    """A class token joins the patches of a channels-last convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 2, 2), nn.LayerNorm(4)
+        self.cls_token = nn.Parameter(torch.randn(1, 1, 4))
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.conv(images.contiguous(memory_format=torch.channels_last))
+        patches = maps.flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.cls_token.expand(len(images), -1, -1), patches], 1)
+        return self.norm(tokens)[:, 0]
+
+
+def test_calls_by_hooks_are_not_the_models() -> None:
+    torch.manual_seed(0)
+    model, images = ClassToken().eval(), torch.rand(3, 3, 4, 4)
+    calls = record(model, images, functions=True).functions
+    called = ["contiguous", "flatten", "transpose", "expand", "cat", "getitem"]
+    of_model = [call.layer for call in calls if call.layer.startswith("output@")]
+    assert of_model == [f"output@{name}" for name in called]
+    with capture(
+        model, ["conv", "norm:in", "output@flatten", "output@add"], process=lambda _, x: x + 1
+    ) as activations:
+        model(images)
+    assert list(activations) == ["conv", "norm:in", "output@flatten"]
+    flat = model.conv(images).flatten(2)
+    torch.testing.assert_close(activations["output@flatten"], flat + 1)
+
+
 def test_an_exception_leaves_the_model_as_it_was() -> None:
     class Broken(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
