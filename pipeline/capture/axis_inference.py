@@ -138,7 +138,7 @@ def axes_of(
                 f"{where}: {word} has {len(names)} axes, the layer returns shape {tuple(shape)}"
             )
         return names
-    if len(shape) == 1:
+    if len(shape) < 2:
         return VECTOR
     if sample_axis:
         return _sequence_first(shape, module, sample_axis)

@@ -33,7 +33,8 @@ class Layer:
         module_type: class name of the module.
         call: 0-based call of the layer within one forward pass.
         axes: the axes after `sample`.
-        shape: their sizes; a map without channels has one, averaged attention weights one head.
+        shape: their sizes; maps without channels and single numbers have one, averaged attention
+            weights one head.
         source_dtype: dtype of the layer's output, e.g. `float32`.
         sample_axis: position of the sample axis in the layer's output; the archive stores it first.
     """

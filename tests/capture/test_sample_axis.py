@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,9 @@ from pipeline.archive.reading.archive import Archive
 from pipeline.common.errors import ConfigError, LayerError
 from pipeline.extraction.extract import extract
 from pipeline.extraction.loader import Loader
+from pipeline.extraction.reductions import Reduction
+from pipeline.extraction.reductions.base import NoReduction
+from pipeline.extraction.reductions.pooling import SpatialMean
 from pipeline.extraction.settings import Extraction
 from tests.helpers.given_modules import extraction
 
@@ -181,3 +185,29 @@ def test_what_keeps_the_samples_elsewhere_can_be_declared(tmp_path: Path) -> Non
         for row in range(5):
             expected = (archive.image(row).transpose(2, 0, 1) / 255 - 0.5) / 0.5
             np.testing.assert_allclose(archive.layers["turned"][row], expected, atol=1e-6)
+
+
+class Rating(nn.Module):
+    """One number per image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        rating: torch.Tensor = self.head(images.mean((2, 3))).squeeze(1)
+        return rating
+
+
+@pytest.mark.parametrize("reduction", [NoReduction(), SpatialMean()])
+def test_one_number_per_image_is_one_channel(tmp_path: Path, reduction: Reduction) -> None:
+    module = Rating()
+    config = replace(extraction(tmp_path / "a", module, "head", "output"), reduction=reduction)
+    extract(config)
+    with Archive.open(tmp_path / "a") as archive:
+        for row in range(5):
+            mean = (archive.image(row).mean((0, 1)) / 255 - 0.5) / 0.5
+            expected = module.head.weight.detach().numpy() @ mean + module.head.bias.item()
+            for name in ("head", "output"):
+                assert archive.layers[name].axes == ("sample", "channel")
+                np.testing.assert_allclose(archive.layers[name][row], expected, atol=1e-6)
