@@ -65,6 +65,9 @@ class TransformersModel(ModelSource):
     def build(self, seed: int) -> ModelBundle:
         with reraised("model", hint="; run: pip install 'featuremaps[transformers]'"):
             import transformers
+            from transformers.utils.versions import require_version
+
+            require_version("transformers>=4.56")  # the first whose models take `dtype`
         from pipeline.models.weights.hf_loading import (
             fresh,
             pretrained,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import sys
 import threading
 from pathlib import Path
@@ -158,6 +159,16 @@ def test_a_cnn_of_transformers_has_no_tokens() -> None:
     config = AutoConfig.for_model("efficientnet", image_size=64)
     assert config.strides
     assert tokens_of(config, Transform(crop=(64,))) == Tokens()
+
+
+def test_an_older_transformers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = {"transformers": "4.41.2"}
+    installed = importlib.metadata.version
+    monkeypatch.setattr(
+        "importlib.metadata.version", lambda name: versions.get(name) or installed(name)
+    )
+    with pytest.raises(ConfigError, match=r"transformers>=4\.56 .*==4\.41\.2.*pip install 'feat"):
+        TransformersModel(name="vit", weights=None).load()
 
 
 def test_a_local_transformers_folder_gives_the_same_model(tmp_path: Path) -> None:
