@@ -173,20 +173,18 @@ def transform_of(module: Any, img_size: int | Sequence[int] | None = None) -> Tr
     channels, height, width = data["input_size"]
     scaled = tuple(math.floor(size / data["crop_pct"]) for size in (height, width))
     mode = data.get("crop_mode") or "center"
-    mean, std = tuple(data["mean"]), tuple(data["std"])
-    if channels == 1 and len(mean) == 3:
-        mean, std = (sum(mean) / 3,), (sum(std) / 3,)
     try:
         steps = Transform(
             resize=(scaled[0],) if mode == "center" else scaled,
             crop=(height, width),
             interpolation=data["interpolation"],
-            mean=mean,
-            std=std,
+            mean=tuple(data["mean"]),
+            std=tuple(data["std"]),
         )
+        steps = steps.grey() if channels == 1 else steps
         if mode == "squash" or (mode == "center" and scaled[0] == scaled[1]):
             return steps
-        evaluation = create_transform(**{**data, "mean": mean, "std": std})
+        evaluation = create_transform(**{**data, "mean": steps.mean, "std": steps.std})
         return library_transform(evaluation, steps, label=f"timm's crop_mode {mode}", settings=data)
     except (UnfitTransform, KeyError, ValueError) as error:
         raise ConfigError(

@@ -81,10 +81,13 @@ def _read(path: Path) -> StateDict:
         names = json.loads(path.read_bytes())["weight_map"].values()
         parts = [_read(path.with_name(name)) for name in sorted({*names})]
         return StateDict(item for part in parts for item in part.items())
-    if problem := _foreign(path):
-        raise WeightsError(f"model.weights: {path} is {problem}")
-    if _is_safetensors(path):
+    with path.open("rb") as file:
+        head = file.read(512)
+    # safetensors: the length of a header in JSON, which may look like a signature
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size - 8:
         return StateDict(load_file(path))
+    if problem := _foreign(path, head):
+        raise WeightsError(f"model.weights: {path} is {problem}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -109,14 +112,10 @@ def _read(path: Path) -> StateDict:
     raise WeightsError(f"model.weights: {path} contains no state dict (names → tensors); {RESAVE}")
 
 
-def _foreign(path: Path) -> str:
+def _foreign(path: Path, head: bytes) -> str:
     """Describe a file without torch weights, with the remedy; empty for other files."""
-    with path.open("rb") as file:
-        head = file.read(512)
     if not head:
         return "empty" + _AGAIN
-    if _is_safetensors(path):  # first: the length may look like another signature
-        return ""
     if head.startswith(b"PK"):
         return _foreign_zip(path)
     head += path.suffix.encode()
@@ -146,13 +145,6 @@ def _foreign_zip(path: Path) -> str:
     if "data.pkl" not in names:
         return "a zip archive; unpack it and use the weights file in it"
     return f"damaged: {damaged} does not match its checksum{_AGAIN}" if damaged else ""
-
-
-def _is_safetensors(path: Path) -> bool:
-    """Return whether a file starts with the length of a header in JSON; see safetensors' format."""
-    with path.open("rb") as file:
-        head = file.read(9)
-    return head[8:] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size - 8
 
 
 def _state_dicts(
