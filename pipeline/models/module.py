@@ -1,7 +1,5 @@
 """A module that a program holds."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import field
 from typing import Any
