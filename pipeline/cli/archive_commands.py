@@ -8,13 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.archive.format import schema
-from pipeline.cli.arguments import (
-    Options,
-    add_command,
-    archives_into,
-    place_argument,
-    say_results,
-)
+from pipeline.cli.arguments import Options, add_command, archives_into, place_argument, say_results
 from pipeline.common.errors import SKIPPED_EXIT_CODE, ConfigError, plural
 from pipeline.common.paths import confirm
 from pipeline.common.places import Place, local_file

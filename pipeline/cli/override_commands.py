@@ -12,12 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline.cli.overrides import as_meant, composing, given_folders, is_sweep
-from pipeline.common.errors import (
-    SKIPPED_EXIT_CODE,
-    ConfigError,
-    DoesNotFitError,
-    suggestion,
-)
+from pipeline.common.errors import SKIPPED_EXIT_CODE, ConfigError, DoesNotFitError, suggestion
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

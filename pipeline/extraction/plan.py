@@ -33,11 +33,7 @@ from pipeline.extraction.batch_size import choose_batch_size
 from pipeline.extraction.dummy_forward import ModelTrace, trace_model
 from pipeline.extraction.filters import filters
 from pipeline.extraction.missing_weights import refuse_random_layers
-from pipeline.extraction.model_fingerprint import (
-    fingerprint_of,
-    of_first_image,
-    warn_of_dependence,
-)
+from pipeline.extraction.model_fingerprint import fingerprint_of, of_first_image, warn_of_dependence
 from pipeline.extraction.pixels import decoder_difference
 from pipeline.extraction.settings import Extraction
 

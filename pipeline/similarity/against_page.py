@@ -12,13 +12,7 @@ from pipeline.rendering.drawing.picture_formats import default_style
 from pipeline.rendering.drawing.text_and_resize import short
 from pipeline.similarity.against import Against
 from pipeline.similarity.results import layer_names
-from pipeline.similarity.similarity_figures import (
-    INK,
-    SOFT_INK,
-    blocks_of,
-    set_text,
-    subject,
-)
+from pipeline.similarity.similarity_figures import INK, SOFT_INK, blocks_of, set_text, subject
 from pipeline.similarity.similarity_page import interval, layer_pages, shown
 
 TABLE = "against.csv"

@@ -16,11 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.common.errors import ConfigError, WeightsError, reraised, suggestion
-from pipeline.models.weights.tensor_reader import (
-    LEGACY_MAGIC,
-    Placeholder,
-    read_with_placeholders,
-)
+from pipeline.models.weights.tensor_reader import LEGACY_MAGIC, Placeholder, read_with_placeholders
 
 log = logging.getLogger(__name__)
 
