@@ -81,8 +81,7 @@ class AuthMiddleware:
         request = Request(scope)
         if not self._is_ours(request.headers.get("host", "")):
             return PlainTextResponse(
-                "unknown host name; allow it with featuremaps serve --allow-host NAME\n",
-                421,
+                "unknown host name; allow it with featuremaps serve --allow-host NAME\n", 421
             )
         if request.method not in ("GET", "HEAD"):
             return PlainTextResponse(

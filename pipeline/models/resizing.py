@@ -11,10 +11,7 @@ _MAX_RESIZED = 2**25
 
 
 def resize_and_crop(
-    image: Image.Image,
-    resize: Sequence[int] | None,
-    crop: Sequence[int] | None,
-    interpolation: str,
+    image: Image.Image, resize: Sequence[int] | None, crop: Sequence[int] | None, interpolation: str
 ) -> Image.Image:
     """Resize and crop as torchvision's `resize` and `center_crop` do.
 
