@@ -1,6 +1,7 @@
 """Local paths as arguments and configuration fields; URLs raise ConfigError."""
 
 import os
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +27,8 @@ def confirm(*paths: Place) -> None:
 
 
 def _as_text(value: object) -> object:
+    if isinstance(value, Enum):  # torchvision's weights
+        return value.name
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 

@@ -14,16 +14,18 @@ _TYPES = {
     "int": "an integer", "float": "a number", "bool": "true or false", "string": "text",
     "tuple": "a list", "dict": MAPPING, "mapping": MAPPING, "dataclass": MAPPING,
 }  # fmt: skip
-_IN_MEMORY = {
-    "ModelSource": "ModelSource: TorchvisionModel(name=…), FromModule(module=…), …",
-    "ImageDataset": "ImageDataset: ImageFolder(root=…), FromSequence(items=…), …",
+_EXAMPLES = {
+    "ModelSource": "a ModelSource: TorchvisionModel(name=…), FromModule(module=…), …",
+    "ImageDataset": "an ImageDataset: ImageFolder(root=…), FromSequence(items=…), …",
+    "LayerSelector": "a LayerSelector: LayerSelector(include=…)",
 }
+_WRONG_ARGUMENTS = ("unexpected_keyword_argument", "unexpected_positional_argument")
 
 
 def explained(error: ValidationError, kind: type, path: str) -> str:
-    """Return one of the errors as one line: key, fact, remedy; mistyped keys come first."""
+    """Return one of the errors as one line: key, fact, remedy; wrong arguments come first."""
     errors = error.errors(include_url=False)
-    first = min(errors, key=lambda item: item["type"] != "unexpected_keyword_argument")
+    first = min(errors, key=lambda item: item["type"] not in _WRONG_ARGUMENTS)
     location, value, context = first["loc"], first["input"], first.get("ctx", {})
     where = path
     if first["type"] != "unexpected_keyword_argument":
@@ -52,7 +54,10 @@ def explained(error: ValidationError, kind: type, path: str) -> str:
         case _:
             text = first["msg"].replace("Input should", "must", 1)
             if not path and first["type"] == "dataclass_type":  # of a program
-                text = f"must be a {_IN_MEMORY.get(context['class_name'], context['class_name'])}"
+                if isinstance(value, type):
+                    return f"{where}: must be an object, not a class: {value.__name__}(…)"
+                name = context["class_name"]
+                text = f"must be {_EXAMPLES.get(name, f'a {name}')}"
             elif plain := _TYPES.get(first["type"].partition("_")[0]):
                 text = f"must be {plain}"
             return f"{where}: {text[0].lower()}{text[1:]}, got {one_line(repr(value), limit=80)}"

@@ -91,7 +91,13 @@ def render(
         raise ConfigError('renderers: give each a name, such as {"grid": pipeline.Grid()}')
     for name, renderer in renderers.items():
         if not isinstance(renderer, Renderer):
-            raise ConfigError(f"renderers: {name} is {renderer!r}, not a renderer; use its class")
+            if isinstance(renderer, type):
+                raise ConfigError(f"renderers: {name} is a class; use {renderer.__name__}(…)")
+            raise ConfigError(
+                f"renderers: {name} is {renderer!r}, not a renderer; use an object of its class"
+            )
+    if not isinstance(options, RenderOptions):
+        raise ConfigError(f"options: must be RenderOptions(…), got {options!r}")
     if not isinstance(archive, Archive):
         with to_draw(archive, options) as opened:
             return render(opened, folder, renderers, options)

@@ -46,6 +46,29 @@ from pipeline.common.errors import ConfigError
             "FromModule(module=…), …, got 'resnet18'",
         ),
         (
+            lambda: pipeline.Extraction(model=pipeline.TinyModel(), dataset="photos"),
+            "Extraction: dataset: must be an ImageDataset: ImageFolder(root=…), "
+            "FromSequence(items=…), …, got 'photos'",
+        ),
+        (
+            lambda: pipeline.Extraction(
+                model=pipeline.TinyModel(), dataset=pipeline.SampleImages(), layers=["fc"]
+            ),
+            "Extraction: layers: must be a LayerSelector: LayerSelector(include=…), got ['fc']",
+        ),
+        (
+            lambda: pipeline.Extraction(
+                model=pipeline.TinyModel(),
+                dataset=pipeline.SampleImages(),
+                reduction=pipeline.SpatialMean,
+            ),
+            "Extraction: reduction: must be an object, not a class: SpatialMean(…)",
+        ),
+        (
+            lambda: pipeline.TorchvisionModel("resnet18"),  # also without the required name
+            "TorchvisionModel: takes keyword arguments only, got 'resnet18'",
+        ),
+        (
             lambda: pipeline.Loader(decoding=pipeline.Decoding(background="nope")),
             "Decoding: unknown color specifier: 'nope'",
         ),
@@ -65,6 +88,10 @@ def test_a_wrong_reduction_of_a_layer_is_named() -> None:
 
 
 def test_renderers_have_names_and_are_renderers(opened: Archive, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"renderers: grid is a class; use Grid\(…\)$"):
+        pipeline.render(opened, tmp_path, {"grid": pipeline.Grid})  # type: ignore[dict-item]
+    with pytest.raises(ConfigError, match="options: must be RenderOptions"):
+        pipeline.render(opened, tmp_path, {}, {"samples": "all"})  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="renderers: grid is 'grid', not a renderer"):
         pipeline.render(opened, tmp_path, {"grid": "grid"})  # type: ignore[dict-item]
     with pytest.raises(ConfigError, match="renderers: give each a name"):
@@ -84,3 +111,11 @@ def test_open_archives_and_their_paths_are_taken_alike(opened: Archive) -> None:
     assert one.matrix("dead").tolist() == two.matrix("dead").tolist()
     items = [pipeline.ActivationDataset(archive, "fc")[0] for archive in (opened, opened.path)]
     assert items[0][0]["fc"].equal(items[1][0]["fc"])
+
+
+def test_weights_of_torchvisions_enumerations() -> None:
+    from torchvision.models import ResNet18_Weights
+
+    for member in (ResNet18_Weights.IMAGENET1K_V1, ResNet18_Weights.DEFAULT):
+        model = pipeline.TorchvisionModel(name="resnet18", weights=member)  # type: ignore[arg-type]
+        assert model.weights == "IMAGENET1K_V1"
