@@ -14,8 +14,8 @@ from pipeline.common.arrays import Array
 from pipeline.common.errors import ConfigError, one_line, plural
 from pipeline.similarity.features import features_of
 from pipeline.similarity.matching import Matched, drawn_samples, match, random_part
-from pipeline.similarity.measures import RankDraws, correlations_of, most_stimuli
-from pipeline.similarity.rdm import distances, ranked
+from pipeline.similarity.measures import RankDraws, most_stimuli, ranks_of
+from pipeline.similarity.rdm import ranked
 from pipeline.similarity.reference_rdm import Reference, read_references
 from pipeline.similarity.results import ComparedLayer, layer_names
 from pipeline.similarity.rows import FEWEST, Rows
@@ -118,7 +118,7 @@ def rsa_against(
         matched, indices, notes = _matched(references, match(chosen), first, samples, seed)
         rows = Rows(features=features, numbers=matched.rows, selected=np.arange(len(matched)))
         stimuli = rows.draw(most_stimuli(len(features) + len(references)), seed)
-        correlations, defined, good = correlations_of(rows, stimuli)
+        layer_ranks, defined, good = ranks_of(rows, stimuli)
         compared = compared_layers(features)
     if len(good) < FEWEST:
         raise ConfigError(
@@ -143,12 +143,12 @@ def rsa_against(
             raise ConfigError(f"{of.path}: all dissimilarities of these samples are equal")
     each = np.full((len(references), len(compared)), np.nan)
     low, high = np.full(len(compared), np.nan), np.full(len(compared), np.nan)
-    for i in defined:
-        ranks.append(ranked(distances(correlations[i][np.ix_(good, good)])))
-        each[:, i] = [(its_ranks * ranks[-1]).sum() for its_ranks in ranks[: len(references)]]
+    for i, of_layer in zip(defined, layer_ranks, strict=True):
+        each[:, i] = [(its_ranks * of_layer).sum() for its_ranks in ranks]
     value = each.mean(axis=0)
     if bootstrap:
-        draws, subjects = RankDraws(rows, numbers, ranks, bootstrap, seed), range(len(references))
+        draws = RankDraws(rows, numbers, [*ranks, *layer_ranks], bootstrap, seed)
+        subjects = range(len(references))
         for position, i in enumerate(defined, len(references)):
             resampled = np.mean([draws.drawn(of, position) for of in subjects], axis=0)
             low[i], high[i] = draws.interval_of(resampled, value[i])

@@ -129,18 +129,22 @@ def rsa_bytes(layers: int, rows: int) -> int:
     return int(8 * min(rows, most_stimuli(layers)) ** 2 * (layers + 6))
 
 
-def correlations_of(rows: Rows, chosen: Array) -> tuple[list[Array], list[int], Array]:
-    """Return correlations between rows, usable layers, and usable rows.
+def ranks_of(rows: Rows, chosen: Array) -> tuple[list[Array], list[int], Array]:
+    """Return ranks of the RDMs of usable layers over usable rows, these layers, and these rows.
 
-    Correlations are `(row, row)` for each layer. A layer is usable if enough rows have a pattern
-    (are not constant); a row, as an index into `chosen`, if it has one in all usable layers.
+    A layer is usable if enough rows have a pattern (are not constant); a row, as an index into
+    `chosen`, if it has one in all usable layers. Of too few rows there are no ranks.
     """
     layers = track("rsa", range(len(rows.features)), unit="layers")
     correlations = [gram(rows, layer, chosen, patterns=True) for layer in layers]
     finite = np.array([np.isfinite(np.diagonal(of)) for of in correlations])
     defined = np.flatnonzero(finite.sum(axis=1) >= FEWEST)
     good = np.flatnonzero(finite[defined].all(axis=0) & finite[defined].any(axis=0))
-    return correlations, defined.tolist(), good
+    ranks = []
+    for i in defined if len(good) >= FEWEST else ():
+        ranks.append(ranked(distances(correlations[i][np.ix_(good, good)])))
+        correlations[i] = ranks[-1][:0]  # free the correlations
+    return ranks, defined.tolist(), good
 
 
 def rsa(backend: Backend, layers: int, bootstrap: int, seed: int) -> Figures:
@@ -150,14 +154,10 @@ def rsa(backend: Backend, layers: int, bootstrap: int, seed: int) -> Figures:
     """
     rows = backend.rows
     chosen = rows.draw(most_stimuli(layers), seed)
-    correlations, defined, good = correlations_of(rows, chosen)
-    figures = Figures.unknown(layers, len(good) if len(good) >= FEWEST else 0)
-    if not figures.rows:
-        return figures
-    ranks = []
-    for i in defined:
-        ranks.append(ranked(distances(correlations[i][np.ix_(good, good)])))
-        correlations[i] = ranks[-1][:0]  # free the correlations
+    ranks, defined, good = ranks_of(rows, chosen)
+    if not ranks:
+        return Figures.unknown(layers, 0)
+    figures = Figures.unknown(layers, len(good))
     numbers = chosen[good]
     draws = RankDraws(rows, numbers, ranks, bootstrap, seed) if bootstrap else None
     for i, j in track("rsa", pairs_of(len(defined)), unit="pairs"):
