@@ -152,6 +152,10 @@ def _encoding_of(content: bytes, file: Path) -> str:
     try:
         content.decode()
     except UnicodeDecodeError:
+        if b"\0" in content:
+            raise ConfigError(
+                f"dataset.path: {file} is not a text file; decompress it, or save it as CSV"
+            ) from None
         log.warning(
             "%s: not UTF-8; reading as Windows-1252 (set dataset.encoding to change this)", file
         )

@@ -76,6 +76,8 @@ class HuggingFaceDataset(ImageDataset):
                 f"dataset.arguments: {self.name} loads as {type(data).__name__}, whose rows cannot "
                 "be read in any order; remove streaming"
             )
+        if not len(data):
+            raise ConfigError(f"dataset.split: {self.name} has no rows in {split}")
         data = data.with_format(None)  # a saved one may leave columns out
         kinds = {name: type(feature) for name, feature in data.features.items()}
         pictures = [name for name, kind in kinds.items() if kind is datasets.Image]

@@ -76,9 +76,11 @@ def samples_in(path: Path, *, last_dot: bool) -> Mapping[str, Members]:
                     "that differ only in case or Unicode form count as equal)"
                 )
         archive.fileobj.seek(archive.offset)  # tarfile stops at a damaged header, too
-        block = archive.fileobj.read(tarfile.BLOCKSIZE)
-        if block.strip(b"\0") or len(block) % tarfile.BLOCKSIZE:
-            raise tarfile.ReadError(f"damaged or truncated at byte {archive.offset}")
+        rest = archive.fileobj.read(2 * tarfile.RECORDSIZE)  # `cat` leaves the next file in it
+        if rest.strip(b"\0") or len(rest) % tarfile.BLOCKSIZE:
+            raise tarfile.ReadError(
+                f"damaged, truncated or followed by another file at byte {archive.offset}"
+            )
     return samples
 
 

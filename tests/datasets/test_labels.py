@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import gzip
 import io
 import tarfile
 from decimal import Decimal
@@ -130,6 +131,12 @@ def test_an_encoding_that_is_named_or_does_not_exist(tmp_path: Path) -> None:
     assert labels_of(CsvFile(path=path, encoding="cp850")) == [(0, "Größe")]
     with pytest.raises(ConfigError, match=r"dataset\.encoding: unknown encoding: cp85"):
         open_dataset(CsvFile(path=path, encoding="cp85"))
+
+
+def test_a_file_that_is_no_text_is_not_read_as_a_table(tmp_path: Path) -> None:
+    compressed = write_csv(tmp_path, gzip.compress(b"path,label\na.png,1\n"))
+    with pytest.raises(ConfigError, match=r"list\.csv is not a text file; decompress it"):
+        open_dataset(compressed)
 
 
 def test_csv_headers(tmp_path: Path) -> None:

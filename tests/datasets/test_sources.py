@@ -654,6 +654,7 @@ def test_a_saved_format_does_not_matter(tmp_path: Path, kind: str) -> None:
         ("both", "test", {"test": [3, 4]}),
         ("both", "test[:50%]+train", {"test[:50%]+train": [3, 0, 1, 2]}),
         ("both/test", "", {"test": [3, 4]}),
+        ("one", "train[2:1]", r"dataset\.split: .* has no rows in train\[2:1\]"),
         (
             "both",
             "valid",

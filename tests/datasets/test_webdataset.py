@@ -131,9 +131,10 @@ def test_a_tar_file_that_is_cut_or_damaged_between_members_is_an_error(tmp_path:
         whole[: starts[1] + 100],
         whole[: starts[2]] + b"?" + whole[starts[2] + 1 :],
         whole[: starts[1]] + bytes(range(256)) * 2 + whole[starts[1] + 512 :],
+        whole * 2,
     ):
         path.write_bytes(content)
-        with pytest.raises(ConfigError, match="damaged or truncated at byte"):
+        with pytest.raises(ConfigError, match="damaged, truncated or followed by another file at"):
             ids(WebDataset(shards=(str(path),)))
 
 
