@@ -48,12 +48,15 @@ def add_command(
 def archive_argument(word: str) -> Place:
     """Return the archive folder for `PATH` or `archive=PATH`, an archive, its run folder or URL."""
     path = Path(word)
-    path_or_url = path if path.exists() else place_argument(word.removeprefix("archive="))
+    existing = word and path.exists()
+    path_or_url = path if existing else place_argument(word.removeprefix("archive="))
     return schema.archive_folder(path_or_url)
 
 
 def place_argument(word: str) -> Place:
     """Return a local path or the place of a URL."""
+    if not word:  # e.g. an unset variable; `Path` makes it the current folder
+        raise argparse.ArgumentTypeError("the path is empty; use . for the current folder")
     try:
         return place(word)
     except ConfigError as error:  # argparse replaces the text of a ValueError

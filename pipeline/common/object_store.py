@@ -19,6 +19,7 @@ from datetime import timedelta
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 from pipeline.common.errors import ArchiveError, ConfigError, DoesNotFitError, StoreError
 from pipeline.common.progress import size
@@ -47,6 +48,7 @@ _CAUSES = {
     "TimedOut|timed out": "no answer in time",
     "ConnectionRefused": "connection refused",
 }
+_ENDPOINTS = {"s3": r"(aws_)?endpoint(_url(_s3)?)?", "az": r"(azure_)?(storage_)?endpoint"}
 _METADATA = "169.254.169.254"
 _NO_CREDENTIALS = (
     "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true "
@@ -253,10 +255,26 @@ def _store(path: ObjectPath, seconds: int) -> Any:
         return _stores[key]
 
 
+def _is_address(text: str) -> bool:
+    """Return whether a text is a URL of http or https; obstore panics on others."""
+    try:
+        parts = urlsplit(text)
+        web = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # e.g. a port of six digits
+        return False
+    return bool(web and re.fullmatch("[!-~]+", text))
+
+
 def _make(path: ObjectPath, limit: int, environment: Mapping[str, str]) -> Any:
     from obstore.exceptions import BaseError
     from obstore.store import from_url
 
+    for name, value in {**environment, **path.options}.items():
+        endpoint = re.fullmatch(_ENDPOINTS.get(path.scheme, ""), name, re.IGNORECASE)
+        if endpoint and not _is_address(value):
+            raise ConfigError(
+                f"{name}: not the address of a server; set it to one like http://localhost:9000"
+            )
     addresses = (path.root, *path.options.values(),
              *(value for key, value in environment.items() if "ENDPOINT" in key))  # fmt: skip
     client: dict[str, Any] = {"allow_http": any(value.startswith("http://") for value in addresses)}

@@ -130,6 +130,19 @@ def test_options_of_a_store(run: Run) -> None:
         assert (code, message in err) == (2, True)
 
 
+@pytest.mark.parametrize("value", ["", "localhost:9000", "http://", "http://a b", "http://h:99999"])
+@pytest.mark.parametrize(
+    ("url", "name"), [("s3://b/x", "AWS_ENDPOINT_URL_S3"), ("az://b/x", "AZURE_STORAGE_ENDPOINT")]
+)
+def test_an_endpoint_that_is_no_address_is_one_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch, url: str, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    code, _, err = run("info", url)
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"{name}: not the address of a server" in err
+
+
 @pytest.mark.parametrize(
     ("url", "root", "key"),
     [

@@ -224,3 +224,10 @@ def test_a_file_that_is_no_archive(command: str, run: Run, tmp_path: Path) -> No
         assert err.splitlines()[-1] == (
             f"featuremaps: error: {path}: not an archive (it has no footer and no HDF5 header)"
         )
+
+
+@pytest.mark.parametrize("words", ["info", "copy", "serve"])
+def test_an_empty_path_is_not_the_current_folder(words: str, run: Run) -> None:
+    code, _, err = run(words, "", *(["there"] if words == "copy" else []))
+    assert code == 2
+    assert "the path is empty; use . for the current folder" in err
