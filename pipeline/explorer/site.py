@@ -48,9 +48,8 @@ def status_of(error: BaseException) -> int:
 
 def error_text(error: BaseException) -> str:
     """Return the message of an error for users."""
-    known = (NotFound, BadRequest, Busy, FeaturemapsError)
-    if isinstance(error, known):
-        return one_line(error, limit=500)
+    if isinstance(error, (*_STATUS, FeaturemapsError)):
+        return one_line(error)
     if isinstance(error, HTTPException):
         return str(error.detail)
     return f"unexpected {type(error).__name__}; see the server's log for details"
