@@ -54,9 +54,7 @@ def samples_in(path: Path, *, last_dot: bool) -> Mapping[str, Members]:
     opened = reraised(text, of=(OSError, tarfile.TarError))
     with opened, tarfile.open(path, "r:") as archive:  # uncompressed: members have offsets
         for member in archive:
-            *folders, name = [
-                name for name in nfc(member.name).split("/") if name not in (".", "..")
-            ]
+            *folders, name = (n for n in nfc(member.name).split("/") if n not in (".", ".."))
             base, dot, ending = name.rpartition(".") if last_dot else name.partition(".")
             content = files.get(member.linkname) if member.islnk() else member
             if content is None or not content.isreg():
