@@ -52,9 +52,9 @@ def make_app(collection: Collection) -> Starlette:
     routes = [Route(path, site.page(fill)) for path, fill in PAGES.items()]
     routes += [
         Route("/static/{name}", static),
-        Route("/a/{key}/draw/{what}.{kind}", endpoints.draw),
-        Route("/a/{key}/data/{what}.{kind}", endpoints.data),
-        Route("/a/{key}/nearest", endpoints.nearest),
+        Route("/a/{archive_view}/draw/{what}.{kind}", endpoints.draw),
+        Route("/a/{archive_view}/data/{what}.{kind}", endpoints.data),
+        Route("/a/{archive_view}/nearest", endpoints.nearest),
     ]
     return Starlette(routes=routes, exception_handlers={HTTPException: fault, Exception: fault})
 

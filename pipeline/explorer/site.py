@@ -55,15 +55,11 @@ def error_text(error: BaseException) -> str:
     return f"unexpected {type(error).__name__}; see the server's log for details"
 
 
-_NAMES = {
-    "key": ("archive_view",), "stem": ("sample",), "layer": ("layer", "folder"),
-    "channel": ("channel",),
-}  # fmt: skip
-"""Part of a page's path → the attributes of `Resource` that its template takes."""
-
-
 class Resource:
-    """What a URL names, by its path or else its query: archive, sample, layer, channel."""
+    """What a URL names, by its path or else its query: archive, sample, layer, channel.
+
+    Parts of a page's path have the names of the attributes, which its template takes.
+    """
 
     def __init__(self, request: Request, collection: Collection) -> None:
         self.path: dict[str, str] = request.path_params
@@ -73,12 +69,12 @@ class Resource:
     @cached_property
     def archive_view(self) -> ArchiveView:
         """The archive of the path."""
-        return self.collection.archive_view(self.path["key"])
+        return self.collection.archive_view(self.path["archive_view"])
 
     @cached_property
     def sample(self) -> StoredSample:
         """The sample, which may be skipped."""
-        return self.archive_view.sample(self.path.get("stem") or self.query.text("sample"))
+        return self.archive_view.sample(self.path.get("sample") or self.query.text("sample"))
 
     @property
     def stored_sample(self) -> StoredSample:
@@ -145,9 +141,10 @@ class Site:
         async def endpoint(request: Request) -> Response:
             def render() -> str:
                 at = Resource(request, self.collection)
-                named = {name: getattr(at, name) for part in at.path for name in _NAMES[part]}
+                named = {name: getattr(at, name) for name in at.path}
                 template, values = fill(at)
-                return self.render(template, query=at.query, **named, **values)
+                folder = at.path.get("layer")
+                return self.render(template, query=at.query, folder=folder, **named, **values)
 
             return await self.answer(render, HTMLResponse)
 
