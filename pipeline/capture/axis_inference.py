@@ -241,18 +241,18 @@ def _is_attention(
     """Return whether an output is attention weights, by head or their mean.
 
     These are the second output of torch's MultiheadAttention (by default the mean), the output of
-    a softmax or dropout of all tokens by all tokens, and an output returned together with the
-    tokens that it mixed.
+    a softmax or dropout of all tokens by all tokens, and one of tokens by tokens that is returned
+    together with what it mixed.
     """
     if key == "1" and "MultiheadAttention" in {kind.__name__ for kind in type(module).__mro__}:
         return True
     if len(shape) != 3:
         return False
     _, queries, keys = shape
-    if _weighs(module) and queries == keys:
-        return queries in sizes.token_counts and (queries, keys) not in sizes.map_sizes
+    if not {queries, keys} <= sizes.token_counts or (queries, keys) in sizes.map_sizes:
+        return False
     mixed = any(len(other) == 2 and other[0] == queries for other in output_shapes)
-    return mixed and queries in sizes.token_counts
+    return mixed or (_weighs(module) and queries == keys)
 
 
 def _weighs(module: nn.Module) -> bool:

@@ -9,7 +9,9 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pipeline.capture.selector import LayerPath
 from pipeline.capture.tensors import tensors_in
@@ -35,13 +37,13 @@ class Ending:
     """The last calls of layers without submodules."""
 
     def __init__(self) -> None:
-        self._calls: deque[HeldCall] = deque(maxlen=_HELD)
+        self._calls: deque[tuple[HeldCall, list[int]]] = deque(maxlen=_HELD)
         self._counts: dict[str, int] = {}
 
     def add(self, call: HeldCall) -> None:
         """Hold a call and drop the oldest."""
         self._counts[call.layer] = call.call + 1
-        self._calls.append(call)
+        self._calls.append((call, _versions(call)))
 
     def penultimate(self, model: str, returned: object) -> LayerPath | None:
         """Return the path of the classifier's input, or of the output without a classifier.
@@ -71,19 +73,24 @@ class Ending:
     def _classifier(self, result: Tensor) -> HeldCall | None:
         """Return the call whose weights produce the model's result, or None.
 
-        It is the last call with its own weights; only layers without weights and functions follow
-        it. If the result is the mean of several such calls, it is the first: the class token's.
+        Its output is the result, or is followed only by layers without weights and functions. If
+        the result is the mean of several such calls, it is the first: the class token's. Of calls
+        that return maps, it is the one whose maps are the result's, as others may be auxiliary.
         """
-        memory = _memory((result,))
-        classifier = None
-        for call in reversed(self._calls):
+        memory, candidates, other = _memory((result,)), list[HeldCall](), False
+        for call, versions in reversed(self._calls):
             connected = bool(memory & _memory(call.outputs.values()))
+            # A sum in place may share memory with a layer before those of another branch.
+            if connected and other and versions != _versions(call):
+                continue
             if _weights(call.module):
-                if connected and classifier is None:
+                if connected and not candidates:
                     return call if _classifies(call, result, connected=True) else None
-                if not _classifies(call, result, connected=False):
-                    return classifier
-                classifier = call
+                maps = result.ndim == 4 and bool(candidates)
+                if (maps or not other) and _classifies(call, result, connected=False):
+                    candidates.append(call)
+                else:
+                    other = True
             replaced = isinstance(call.module, nn.Identity) and not _NO_CLASSIFIER.search(
                 call.layer.rpartition(".")[2]
             )
@@ -91,11 +98,25 @@ class Ending:
                 return None
             if connected:
                 memory |= _memory(call.inputs.values())
-        return classifier
+        if result.ndim == 4 and candidates:
+            return max(candidates, key=lambda call: _agreement(call, result))
+        return candidates[-1] if candidates else None
 
 
 def _memory(tensors: Iterable[Tensor]) -> set[int]:
     return {tensor.untyped_storage().data_ptr() for tensor in tensors}
+
+
+def _versions(call: HeldCall) -> list[int]:
+    return [tensor._version for tensor in call.outputs.values() if not tensor.is_inference()]
+
+
+def _agreement(call: HeldCall, result: Tensor) -> float:
+    """Return the correlation of a call's maps with a result of another size."""
+    maps = call.outputs[None].float()
+    resized = F.adaptive_avg_pool2d(result.float(), maps.shape[2:])
+    pair = torch.stack([maps.flatten(), resized.flatten()])
+    return float(torch.corrcoef(pair)[0, 1].nan_to_num(-1))
 
 
 def _weights(module: nn.Module) -> list[Tensor]:

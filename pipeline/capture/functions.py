@@ -63,7 +63,9 @@ def observe_functions(
             if module is not model:
                 enter = module.register_forward_pre_hook(mode.enter)
                 hooks.callback(enter.remove)
-                leave = module.register_forward_hook(mode.leave, with_kwargs=True, always_call=True)
+                leave = module.register_forward_hook(
+                    mode.unobserved(mode.leave), with_kwargs=True, always_call=True
+                )
                 hooks.callback(leave.remove)
         hooks.enter_context(each_pass(model, mode.observed))
         yield mode.unobserved

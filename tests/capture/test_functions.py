@@ -161,6 +161,18 @@ def test_calls_by_hooks_are_not_the_models() -> None:
     torch.testing.assert_close(activations["output@flatten"], flat + 1)
 
 
+class Quantized(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.quantize_per_tensor(images, 0.1, 0, torch.quint8)
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_quantized_values_are_read_without_a_call() -> None:
+    model = nn.Sequential(Quantized(), nn.Identity(), torch.ao.nn.quantized.DeQuantize())
+    calls = record(model.eval(), torch.rand(3, 4), functions=True).functions
+    assert [call.layer for call in calls] == ["0@quantize_per_tensor", "2@dequantize"]
+
+
 def test_an_exception_leaves_the_model_as_it_was() -> None:
     class Broken(nn.Module):
         def forward(self, images: Tensor) -> Tensor:

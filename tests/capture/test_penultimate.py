@@ -155,3 +155,48 @@ def test_heads_of_many_kinds(
 ) -> None:
     module = (Head(end) if after is None else Head(end, after)).eval()
     assert penultimate(module, torch.randn(3, 3, 16, 16)) == expected
+
+
+class Branches(nn.Module):
+    """A classifier, and another branch that is called after it."""
+
+    def __init__(self, classifier: nn.Module, join: Callable[..., object]) -> None:
+        super().__init__()
+        self.trunk, self.classifier, self.join = nn.Conv2d(3, 8, 3), classifier, join
+        self.other = nn.Sequential(nn.Conv2d(8, 6, 3, 1, 1), nn.BatchNorm2d(6), nn.Conv2d(6, 4, 1))
+
+    def forward(self, images: torch.Tensor) -> object:
+        maps = self.trunk(images)
+        return self.join(self.classifier(maps), self.other(maps))
+
+
+def enlarged(maps: torch.Tensor) -> torch.Tensor:
+    return F.interpolate(maps, scale_factor=2, mode="bilinear")
+
+
+@pytest.mark.parametrize(
+    ("classifier", "join", "expected"),
+    [
+        (nn.Conv2d(8, 4, 1), lambda a, b: {"out": enlarged(a), "aux": enlarged(b)}, "classifier:in"),
+        (nn.Conv2d(8, 4, 1), lambda a, b: {"out": enlarged(b), "aux": enlarged(a)}, "other.2:in"),
+        (nn.Conv2d(8, 4, 1), lambda a, b: enlarged(a), "classifier:in"),
+        (pooled(nn.Linear(8, 5)), lambda a, b: {"logits": a, "boxes": b}, "classifier.2:in"),
+        (pooled(nn.Linear(8, 5)), lambda a, b: (a, b.mean((2, 3))), "classifier.2:in"),
+        (pooled(nn.Linear(8, 5)), lambda a, b: a.add_(b.mean()), "output"),
+    ],
+)
+def test_a_branch_after_the_classifier(
+    classifier: nn.Module, join: Callable[..., object], expected: str
+) -> None:
+    torch.manual_seed(0)
+    module = Branches(classifier, join).eval()
+    assert penultimate(module, torch.randn(3, 3, 16, 16)) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fcn_resnet50", "deeplabv3_mobilenet_v3_large"])
+def test_an_auxiliary_classifier_of_maps(name: str) -> None:
+    from torchvision.models import get_model
+
+    model = get_model(name, weights=None, weights_backbone=None, aux_loss=True).eval()
+    assert penultimate(model, torch.randn(3, 3, 64, 64)) == "classifier.4:in"

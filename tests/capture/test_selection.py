@@ -141,6 +141,25 @@ class Attention(nn.Module):
         return weights[:, 0] @ tokens, weights
 
 
+class Queries(nn.Module):
+    """Returns the queries after the last block and, in one tensor, after each of two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(3)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        queries = self.norm(x.flatten(2).transpose(1, 2))
+        return queries, torch.stack([queries, queries], 1)
+
+
+def test_queries_of_several_blocks_are_not_attention() -> None:
+    layers = selection(nn.Sequential(Queries()), size=4)
+    assert layers.select(LayerSelector(include=("0[0]",)))[0].axes.names == TOKENS
+    with pytest.raises(LayerError, match=r"0\[1\] has shape \(2, 16, 3\) per sample, which may be"):
+        layers.select(LayerSelector(include=("0[1]",)))
+
+
 class Mixer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
