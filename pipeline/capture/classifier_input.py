@@ -89,7 +89,7 @@ class Ending:
                 maps = result.ndim == 4 and bool(candidates)
                 if (maps or not other) and _classifies(call, result, connected=False):
                     candidates.append(call)
-                else:
+                elif not candidates or any(weight.ndim > 1 for weight in _weights(call.module)):
                     other = True
             replaced = isinstance(call.module, nn.Identity) and not _NO_CLASSIFIER.search(
                 call.layer.rpartition(".")[2]

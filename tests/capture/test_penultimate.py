@@ -193,6 +193,25 @@ def test_a_branch_after_the_classifier(
     assert penultimate(module, torch.randn(3, 3, 16, 16)) == expected
 
 
+class Distilled(nn.Module):
+    """The mean of two classifiers, each behind a norm, as in LeViT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (
+            nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 4)) for _ in range(2)
+        )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        means = images.mean((2, 3))
+        scores: torch.Tensor = (self.first(means) + self.second(means)) / 2
+        return scores
+
+
+def test_the_first_of_two_classifiers_behind_norms() -> None:
+    assert penultimate(Distilled().eval(), torch.randn(3, 3, 8, 8)) == "first.1:in"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["fcn_resnet50", "deeplabv3_mobilenet_v3_large"])
 def test_an_auxiliary_classifier_of_maps(name: str) -> None:
