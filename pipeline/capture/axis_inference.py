@@ -1,11 +1,10 @@
 """Axis inference: the names of an activation's axes, from the dummy batch.
 
-In order of precedence: the configuration (`model.axes`); module types that fix the axes (a
-convolution returns channels first, a LayerNorm over the last axis channels last); shapes, as
-spatial axes keep the aspect ratio of the input; sizes of other layers, which tell tokens from
-flattened maps and from maps without channels. A shape with two readings is never guessed: if the
-model has no channels-last layer, its maps are channels first; otherwise the layer must be declared.
-So must square outputs of a model with tokens that have the size of no map: they may be attention.
+In order of precedence: the configuration (`model.axes`); module types that fix the axes; shapes, as
+spatial axes keep the aspect ratio of the input; sizes of other layers. A shape with two readings is
+never guessed: if the model has no channels-last layer, its maps are channels first; otherwise the
+layer must be declared. So must outputs that may be attention: of tokens by tokens, without the
+channels of any map, and in a model with tokens those that have the size of no map.
 """
 
 from collections.abc import Mapping, Sequence
@@ -168,17 +167,18 @@ def axes_of(
     if len(readings) == 1:
         names = readings.pop()
         height, width = shape[1:] if names == CHANNELS_FIRST else shape[:2]
-        grid = height * width in sizes.token_counts and not _weighs(module)
-        attention = {shape[1], shape[2]} <= sizes.token_counts  # queries and keys
+        call = module.function if isinstance(module, FunctionCall) else ""
+        weighs, of_maps = _weighs(module), (shape[0], height * width) in sizes.flattened
+        grid = height * width in sizes.token_counts and not weighs
+        attention = {shape[1], shape[2]} <= sizes.token_counts and (call or weighs or not of_maps)
         is_map = (height, width) in sizes.map_sizes and not attention
         flat = any(count in (height, width) for _, count in sizes.flattened if count > 1)
         aspect = _same_aspect((height, width), sizes.image)
-        call = module.function if isinstance(module, FunctionCall) else ""
         plain = not sizes.token_counts and (aspect and not flat if call else aspect or not flat)
         known = plain or is_map or (grid and height not in sizes.token_counts)
         # Attention between channels has the size of a map by chance, but not its channels.
-        of_maps = not _weighs(module) or (shape[0], height * width) in sizes.flattened
-        if known and call not in PRODUCTS and (plain or of_maps or names == CHANNELS_LAST):
+        weighs &= not (plain or of_maps or names == CHANNELS_LAST)
+        if known and call not in PRODUCTS and not weighs:
             return names
         word = "channels_first" if names == CHANNELS_FIRST else "channels_last"
         return _ambiguous(shape, "attention weights or maps", "attention", word)
@@ -240,9 +240,8 @@ def _is_attention(
 ) -> bool:
     """Return whether an output is attention weights, by head or their mean.
 
-    These are the second output of torch's MultiheadAttention (by default the mean), the output of
-    a softmax or dropout of all tokens by all tokens, and one of tokens by tokens that is returned
-    together with what it mixed.
+    These are the second output of torch's MultiheadAttention (by default the mean), a softmax or
+    dropout of all tokens by all tokens, and what is returned together with the tokens it mixed.
     """
     if key == "1" and "MultiheadAttention" in {kind.__name__ for kind in type(module).__mro__}:
         return True

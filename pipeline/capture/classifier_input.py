@@ -114,7 +114,7 @@ def _versions(call: HeldCall) -> list[int]:
 def _agreement(call: HeldCall, result: Tensor) -> float:
     """Return the correlation of a call's maps with a result of another size."""
     maps = call.outputs[None].float()
-    resized = F.adaptive_avg_pool2d(result.float(), maps.shape[2:])
+    resized = F.adaptive_avg_pool2d(result.float(), (maps.shape[2], maps.shape[3]))
     pair = torch.stack([maps.flatten(), resized.flatten()])
     return float(torch.corrcoef(pair)[0, 1].nan_to_num(-1))
 

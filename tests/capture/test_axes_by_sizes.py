@@ -273,6 +273,30 @@ def test_layers_of_one_dimension_may_mix_tokens() -> None:
     assert axes == {"embed": CHANNELS_FIRST} | first | last
 
 
+class Hybrid(nn.Module):
+    """Maps of 4×4, as high and wide as there are tokens of 2×2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.act, self.drop = nn.Conv2d(3, 8, 2, 2), nn.ReLU(), nn.Dropout()
+        self.down, self.norm, self.heads = nn.Conv2d(8, 8, 2, 2), nn.LayerNorm(8), nn.Identity()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps = self.act(self.stem(images))
+        tokens: torch.Tensor = self.norm(self.down(self.drop(maps)).flatten(2).transpose(1, 2))
+        self.heads((tokens @ tokens.transpose(1, 2)).unsqueeze(1).expand(-1, 2, -1, -1))
+        return tokens
+
+
+def test_maps_as_high_and_wide_as_there_are_tokens() -> None:
+    layers = selection(Hybrid(), 8)
+    act = layers.select(LayerSelector(include=("act", "act:in")))
+    assert [layer.axes.names for layer in act] == [CHANNELS_FIRST] * 2
+    for name in ("drop", "heads"):
+        with pytest.raises(LayerError, match="may be attention weights or maps; declare"):
+            layers.select(LayerSelector(include=(name,)))
+
+
 class LinearAttention(nn.Module):
     """A network without layers of tokens; its attention is computed by functions."""
 

@@ -177,8 +177,8 @@ def enlarged(maps: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("classifier", "join", "expected"),
     [
-        (nn.Conv2d(8, 4, 1), lambda a, b: {"out": enlarged(a), "aux": enlarged(b)}, "classifier:in"),
-        (nn.Conv2d(8, 4, 1), lambda a, b: {"out": enlarged(b), "aux": enlarged(a)}, "other.2:in"),
+        (nn.Conv2d(8, 4, 1), lambda a, b: {"out": enlarged(a), "x": enlarged(b)}, "classifier:in"),
+        (nn.Conv2d(8, 4, 1), lambda a, b: {"out": enlarged(b), "x": enlarged(a)}, "other.2:in"),
         (nn.Conv2d(8, 4, 1), lambda a, b: enlarged(a), "classifier:in"),
         (pooled(nn.Linear(8, 5)), lambda a, b: {"logits": a, "boxes": b}, "classifier.2:in"),
         (pooled(nn.Linear(8, 5)), lambda a, b: (a, b.mean((2, 3))), "classifier.2:in"),
