@@ -55,6 +55,8 @@ def quoted(word: str, root: str, *, sweep: bool) -> str:
     if kind == "other":
         return f"{key}={_other(value, sweep=sweep)}"
     if key.lstrip("+") in _NEW:
+        if key.endswith(".dir") and not value:  # e.g. an unset variable
+            raise ConfigError(f"{word}: no folder is given; use {key}=. for the current folder")
         place(value) if key.lstrip("+") == "archive" else refuse_url(value)
     if sweep:
         pieces = split(value)

@@ -81,8 +81,9 @@ def spelled_out(words: Sequence[str], root: str, command: str = "") -> list[str]
 def _sweep_drawn(words: list[str]) -> list[str]:
     """Return a command line that renders every archive of a sweep, if it names a sweep folder."""
     archive_word = next((word for word in words if word.startswith("archive=")), "")
-    folder = place(archive_word.partition("=")[2])
-    archives = [str(path) for path in archives_of(folder)] if archive_word and local(folder) else []
+    value = archive_word.partition("=")[2]
+    folder = local(place(value)) if value else None
+    archives = [str(path) for path in archives_of(folder)] if folder else []
     if len(archives) < 2:
         return words
     words = [word.replace("hydra.run.dir=", "hydra.sweep.dir=", 1) for word in words]

@@ -41,7 +41,10 @@ def test_render_draws_every_archive_of_a_sweep(
 
 
 def test_a_sweeps_folder_stands_for_its_archives(
-    tiny_archive: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tiny_archive: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import json
     import shutil
@@ -62,6 +65,9 @@ def test_a_sweeps_folder_stands_for_its_archives(
         ArchiveError, match=r"the folder of a sweep; choose one of .*archives/one, "
     ):
         Archive.open(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert main(("render", "archive=", "hydra.run.dir=r")) == 2  # an unset variable
+    assert "archive: is required" in capfd.readouterr().err
     damaged = tmp_path / "archives" / "two" / "shards" / "00001.h5"
     damaged.write_bytes(damaged.read_bytes()[:-3])
     assert main(("verify", str(tmp_path))) == 1

@@ -37,6 +37,8 @@ slow = partial(pytest.param, marks=pytest.mark.slow)
         ),
         slow("run archive=None", "archive=None: use archive=null"),
         ("extract archive=", "archive: is empty; set it to a folder"),
+        ("extract hydra.run.dir=", "no folder is given; use hydra.run.dir=. for the current"),
+        slow("extract -m hydra.sweep.dir= seed=1,2", "hydra.sweep.dir=: no folder is given"),
         slow("render archive=", "archive: is required"),
         ("run layers.aliases=x", "layers.aliases: must be a mapping (key: value), got 'x'"),
         ("run model.transform=x", "model.transform: must be a mapping (key: value), got 'x'"),
