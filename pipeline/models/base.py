@@ -182,8 +182,8 @@ class ModelSource(ABC):
         if types[:1] == ["torch.float64"]:  # cast the images, too
             module.register_forward_pre_hook(_cast_to_float64)
         evaluation_mode(module)
-        for parameter in module.parameters():  # TorchScript lacks Module.requires_grad_
-            parameter.requires_grad_(False)
+        for parameter in module.parameters():  # copies of TorchScript ones are no leaves
+            parameter.detach_().requires_grad_(False)
         digest = state_digest(module)
         naming = named_prefix(module)
         prefixes = (self.prefix_tokens, built.tokens.prefix, sum(naming.values()) or None)

@@ -119,6 +119,9 @@ def test_the_digest_of_a_quantized_model_covers_its_packed_weights() -> None:
 def test_a_scripted_model_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(LayerError, match=r"^the model is TorchScript"):
         extract(given(tmp_path / "a", torch.jit.script(nn.Sequential(nn.Conv2d(3, 2, 3))), "0"))
+    part = nn.Sequential(nn.Conv2d(3, 2, 3), torch.jit.script(nn.Sequential(nn.Conv2d(2, 2, 1))))
+    with pytest.raises(LayerError, match=r"^layer '1' is TorchScript"):
+        extract(given(tmp_path / "a", copy.deepcopy(part), "0"))
 
 
 @pytest.mark.slow
