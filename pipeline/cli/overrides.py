@@ -32,6 +32,8 @@ def given_folders(words: Sequence[str]) -> list[Path]:
         if flag in _FOLDER_FLAGS:
             folders += [value] if equals else words[number + 1 : number + 2]
         elif flag.lstrip("+") == "hydra.searchpath":
+            if re.search(r"\b(?!file:|pkg:|structured:)\w+://", value):
+                raise ConfigError(f"{word}: use file://FOLDER or pkg://PACKAGE")
             folders += [text[7:] for text in texts_of(value) if text.startswith("file://")]
     return [local_path(folder) for folder in folders]
 

@@ -37,6 +37,7 @@ slow = partial(pytest.param, marks=pytest.mark.slow)
         ),
         slow("run archive=None", "archive=None: use archive=null"),
         ("extract archive=", "archive: is empty; set it to a folder"),
+        ("run hydra.searchpath=[s3://b]", "hydra.searchpath=[s3://b]: use file://FOLDER or"),
         ("extract hydra.run.dir=", "no folder is given; use hydra.run.dir=. for the current"),
         slow("extract -m hydra.sweep.dir= seed=1,2", "hydra.sweep.dir=: no folder is given"),
         slow("render archive=", "archive: is required"),
