@@ -32,8 +32,10 @@ Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lan
 
 
 def _one_or_two(sizes: tuple[int, ...]) -> tuple[int, ...]:
-    if len(sizes) not in (1, 2) or min(sizes) < 1:
-        raise ValueError(f"takes one positive size or [height, width], got {list(sizes)}")
+    if len(sizes) not in (1, 2) or not 1 <= min(sizes) <= max(sizes) <= 1_000_000:
+        raise ValueError(
+            f"takes one positive size or [height, width], up to 1,000,000, got {list(sizes)}"
+        )
     return sizes
 
 

@@ -35,6 +35,7 @@ slow = partial(pytest.param, marks=pytest.mark.slow)
             "run reduction=average_grid reduction.width=9223372036854775807",
             "reduction.width: must be less than or equal",
         ),
+        ("run model.transform.crop=10000000000", "[height, width], up to 1,000,000, got [1000"),
         slow("run archive=None", "archive=None: use archive=null"),
         ("extract archive=", "archive: is empty; set it to a folder"),
         ("run hydra.searchpath=[s3://b]", "hydra.searchpath=[s3://b]: use file://FOLDER or"),
