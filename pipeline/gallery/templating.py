@@ -1,6 +1,7 @@
 """Static assets and Jinja templates of the gallery: data is escaped, links are quoted."""
 
 import re
+import shlex
 from importlib import resources
 from pathlib import Path
 from urllib.parse import quote
@@ -43,6 +44,7 @@ def templates() -> jinja2.Environment:
     environment.tests["attention"] = is_attention
     environment.filters["plural"] = plural
     environment.filters["quoted"] = repr
+    environment.filters["shell"] = shlex.quote
     environment.filters["breakable"] = breakable
     environment.filters["url"] = lambda path: quote(str(path), safe="/.")
     return environment

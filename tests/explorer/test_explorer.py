@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import io
 import json
 import re
+import shlex
 import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from pipeline import Archive
+from pipeline.cli.main import main
 from pipeline.explorer.app import make_app
 from pipeline.explorer.cache import LRUCache
 from pipeline.explorer.collection import Collection
@@ -113,6 +117,32 @@ def test_every_page_is_there_and_all_that_it_names(
             target = client.get(address)
             assert target.status_code == 200, (link, target.text[:300])
             followed.add(address)
+
+
+@pytest.mark.parametrize("page", [
+    "", "/sample/3", "/sample/3/conv", "/layer/conv", "/layer/conv/unit/2", "/at/3/conv?y=1&x=2",
+    "/map/conv", "/sample/3/fc", "/layer/fc/unit/1?by=mean",
+])  # fmt: skip
+def test_the_code_of_a_page_runs(page: str, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).standard_normal((9, 3, 4, 5)).astype(np.float32)
+    layers = {"conv": layer_of(values), "fc": layer_of(values.mean((2, 3)))}
+    path = write_archive(tmp_path / "it's my run" / "archive", layers, list("abcdefghi"))
+    with (
+        Archive.open(path) as archive,
+        TestClient(make_app(Collection([archive]))) as client,
+    ):
+        key = next(iter(Collection([archive]).archive_views))
+        shown = client.get(f"/a/{key}{page}").text
+    code = html.unescape(
+        re.findall(r'<details class="code">.*?<pre>(.*?)</pre>', shown, re.DOTALL)[0]
+    )
+    python, _, command = code.partition("\n\nfeaturemaps ")
+    if "sklearn" not in python or find_spec("sklearn"):
+        exec(python, {})
+    if command:
+        assert main([*shlex.split(command), f"hydra.run.dir={tmp_path / 'drawn'}"]) == 0
+        pictures = [*(tmp_path / "drawn" / "pictures").rglob("*.png")]
+        assert pictures
 
 
 def test_samples_that_tie_at_zero_are_not_said_to_drive_a_unit(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 // Pages show pictures, numbers and links without it.
 "use strict";
 
+const samplesText = (count) => `${count.toLocaleString("en")} sample${count === 1 ? "" : "s"}`;
+
 for (const link of document.querySelectorAll("a.places")) {
   const { y, x, height, width } = link.dataset, image = link.querySelector("img");
   const marker = document.createElement("span");
@@ -32,7 +34,7 @@ async function findNearest(box) {
       item.append(link);
       return item;
     }));
-    if (answer.done === answer.total) status.textContent = `${answer.total} samples searched`;
+    if (answer.done === answer.total) status.textContent = `${samplesText(answer.total)} searched`;
   };
   try {
     const answer = await fetch(box.dataset.from, { signal: stop.signal });
@@ -66,7 +68,7 @@ async function showDataset(box) {
   const [x0, x1] = range(map.x), [y0, y1] = range(map.y);
   const thumbnails = new Map(), selected = new Set();
   let scale = 1, left = 0, top = 0, dragged = null;
-  status.textContent = !count ? "no sample has finite values in this layer" : `${count} samples · ${map.explained.map((e) => `${Math.round(100 * e)} %`).join(" + ")} of the variance · fitted to ${map.fitted_to}`;
+  status.textContent = !count ? "no sample has finite values in this layer" : `${samplesText(count)} · ${map.explained.map((e) => `${Math.round(100 * e)} %`).join(" + ")} of the variance · fitted to ${map.fitted_to.toLocaleString("en")}`;
   const at = (i) => [
     ((map.x[i] - x0) / (x1 - x0 || 1) * (canvas.width - 80) + 40) * scale + left,
     ((y1 - map.y[i]) / (y1 - y0 || 1) * (canvas.height - 80) + 40) * scale + top];
@@ -113,7 +115,7 @@ async function showDataset(box) {
   const tell = () => {
     const part = box.querySelector("section"), rows = [...selected];
     part.hidden = !rows.length;
-    part.querySelector("output").value = `${rows.length} samples`;
+    part.querySelector("output").value = samplesText(rows.length);
     part.querySelector("textarea").value = `'render.samples=${JSON.stringify(rows.map((i) => map.id[i]))}'`;
   };
   canvas.onwheel = (event) => { event.preventDefault(); zoom(event.deltaY < 0 ? 1.25 : 0.8, ...place(event)); };
