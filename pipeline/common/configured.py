@@ -6,6 +6,7 @@ keys of the configuration.
 
 import dataclasses
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast, dataclass_transform
@@ -76,14 +77,15 @@ Channels = Annotated[tuple[Natural, ...], Several]
 def type_key_of(kind: type) -> str | None:
     """Return the name of a plug-in class in files, or None for classes without a `type_key`.
 
-    It is the class's own `type_key` or its module's name; outside this package, the import path.
+    It is the class's own `type_key` or its name in snake case; outside this package, the import
+    path.
     """
     if not hasattr(kind, "type_key"):
         return None
     if not kind.__module__.startswith("pipeline."):
         return f"{kind.__module__}.{kind.__qualname__}"
     declared: str | None = vars(kind).get("type_key")
-    return declared or kind.__module__.rpartition(".")[2]
+    return declared or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", kind.__name__).lower()
 
 
 def to_dict(value: Any) -> Any:

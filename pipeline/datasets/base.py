@@ -19,7 +19,7 @@ class ImageDataset(ABC):
     """
 
     type_key: ClassVar[str] = ""
-    """The type's name in files; empty: the module's name."""
+    """The type's name in files; empty: the class name in snake case."""
 
     safe_arguments: ClassVar[frozenset[str]] = frozenset()
     """The `arguments` that an untrusted archive may set."""

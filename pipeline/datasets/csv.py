@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator
 
@@ -58,6 +58,8 @@ class CsvFile(ImageDataset):
             column is an error unless it is the default one. See `adapter.as_label`.
         delimiter: one character; Excel's first line `sep=;` has priority.
     """
+
+    type_key: ClassVar[str] = "csv"
 
     path: PathText = ""
     encoding: str = ""

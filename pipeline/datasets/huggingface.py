@@ -32,6 +32,7 @@ class HuggingFaceDataset(ImageDataset):
         arguments: further arguments of `load_dataset`.
     """
 
+    type_key: ClassVar[str] = "huggingface"
     safe_arguments: ClassVar[frozenset[str]] = frozenset(
         ("name", "revision", "data_dir", "data_files")
     )

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -62,6 +62,8 @@ class FromSequence(ImageDataset):
             `adapter.as_image`.
         ids: one per item; by default `item-000000`, `item-000001`, ….
     """
+
+    type_key: ClassVar[str] = "sequence"
 
     items: Any = field(default=(), metadata={"recorded": False})
     ids: Texts = ()

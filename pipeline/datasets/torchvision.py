@@ -34,6 +34,7 @@ class TorchvisionDataset(ImageDataset):
         arguments: its other arguments, e.g. `{train: false, download: true}`.
     """
 
+    type_key: ClassVar[str] = "torchvision"
     safe_arguments: ClassVar[frozenset[str]] = frozenset(
         ("train", "split", "size", "image_size", "num_classes", "random_offset", "download",
          "fold", "version", "year", "image_set", "mode", "partition", "use_bbox", "background")

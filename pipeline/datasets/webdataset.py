@@ -9,7 +9,7 @@ from collections.abc import Container, Iterator, Mapping
 from glob import glob
 from itertools import chain, islice, pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pipeline.common.configured import configured
 from pipeline.common.errors import ConfigError, one_line, plural, reraised
@@ -41,6 +41,8 @@ class WebDataset(ImageDataset):
         key_until: where the key of a member's name ends: `first_dot`, as in WebDataset, or
             `last_dot`, which makes `a.1.jpg` and `a.2.jpg` two samples.
     """
+
+    type_key: ClassVar[str] = "webdataset"
 
     shards: PathTexts = ()
     image_ending: str = ""

@@ -94,7 +94,7 @@ class ModelSource(ABC):
     """
 
     type_key: ClassVar[str] = ""
-    """The type's name in files; empty: the module's name."""
+    """The type's name in files; empty: the class name in snake case."""
 
     named_weights: ClassVar[bool] = True
     """Whether `weights` may be a name; otherwise it is a path."""

@@ -36,6 +36,7 @@ class CheckpointModel(ModelSource):
         strict: whether every weight must fit; False loads the weights that fit by name and shape.
     """
 
+    type_key: ClassVar[str] = "checkpoint"
     named_weights: ClassVar[bool] = False
     runs_code: ClassVar[str] = "imports the Python class that it names"
     compares_seeds: ClassVar[bool] = True

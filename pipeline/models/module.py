@@ -2,7 +2,7 @@
 
 import copy
 from dataclasses import field
-from typing import Any
+from typing import Any, ClassVar
 
 from pipeline.common.configured import configured
 from pipeline.common.errors import reraised
@@ -22,6 +22,8 @@ class FromModule(ModelSource):
         name: a display name; empty uses the class's name.
         module: a torch module, on any device.
     """
+
+    type_key: ClassVar[str] = "module"
 
     name: str = ""
     weights: str = field(default="in memory", init=False)

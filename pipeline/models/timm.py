@@ -33,6 +33,7 @@ class TimmModel(ModelSource):
         arguments: passed to `timm.create_model`, e.g. `{num_classes: 10, img_size: 96}`.
     """
 
+    type_key: ClassVar[str] = "timm"
     safe_arguments: ClassVar[frozenset[str]] = frozenset(
         ("num_classes", "in_chans", "img_size", "global_pool", "drop_rate", "drop_path_rate",
          "output_stride", "out_indices", "features_only", "dynamic_img_size", "class_token",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pipeline.common.configured import configured
 from pipeline.models.base import DEFAULT, ModelBundle, ModelSource, unknown_weights
@@ -19,6 +19,8 @@ class TinyModel(ModelSource):
     With `weights: DEFAULT`, every weight follows a formula. Naive
     hooks capture wrong values before a reused in-place ReLU.
     """
+
+    type_key: ClassVar[str] = "tiny"
 
     name: str = "tiny"
 

@@ -27,6 +27,7 @@ class TorchvisionModel(ModelSource):
         arguments: passed to the builder, e.g. `{num_classes: 10}`.
     """
 
+    type_key: ClassVar[str] = "torchvision"
     safe_arguments: ClassVar[frozenset[str]] = frozenset(
         ("num_classes", "aux_logits", "transform_input", "dropout", "image_size", "width_mult",
          "stochastic_depth_prob", "quantize", "init_weights", "progress", "aux_loss")

@@ -43,6 +43,7 @@ class TransformersModel(ModelSource):
         arguments: changes to the model's configuration, e.g. `{image_size: 96}`.
     """
 
+    type_key: ClassVar[str] = "transformers"
     safe_arguments: ClassVar[frozenset[str]] = frozenset(
         ("image_size", "patch_size", "num_channels", "hidden_size", "hidden_sizes", "depths",
          "num_hidden_layers", "num_attention_heads", "intermediate_size", "embed_dim", "num_heads",

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -63,6 +63,8 @@ class AttentionMaps(Renderer):
         columns: maximum number of tiles per row; fewer if that fills the rows evenly.
         tile_size: longer side of each tile in pixels.
     """
+
+    type_key: ClassVar[str] = "attention"
 
     query: Query = "class"
     heads: Channels = ()

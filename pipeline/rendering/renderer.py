@@ -53,7 +53,7 @@ class Renderer(ABC):  # noqa: B024 - a renderer overrides either draw method
     """One kind of picture, of every sample or of the whole archive.
 
     Attributes:
-        type_key: name in files; empty uses the module's name.
+        type_key: name in files; empty uses the class name in snake case.
         titles: texts of the pictures: `all`, the `headline`, those of the `maps`, or `none`.
     """
 

@@ -23,7 +23,7 @@ class Reduction(ABC):
     """Base class of reductions: a map from an activation to a smaller one."""
 
     type_key: ClassVar[str] = ""
-    """Name in files; empty means the module's name."""
+    """Name in files; empty means the class name in snake case."""
 
     def axes(self, axes: Axes) -> Axes:
         """Return the axes of the reduced activation for an activation with `axes`."""

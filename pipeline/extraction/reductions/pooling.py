@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from pipeline.capture.axes import CHANNELS_FIRST, VECTOR, Axes
 from pipeline.common.configured import Columns, configured
@@ -17,8 +17,6 @@ _POSITIONS = ("height", "width", "token", "query", "key")
 @configured
 class SpatialMean(Reduction):
     """Mean over all positions of each channel, summed in float32 at least."""
-
-    type_key: ClassVar[str] = "spatial_mean"
 
     def axes(self, axes: Axes) -> Axes:
         return Axes(names=VECTOR)
@@ -35,8 +33,6 @@ class SpatialMean(Reduction):
 class SpatialMax(SpatialMean):
     """Maximum over all positions of each channel."""
 
-    type_key: ClassVar[str] = "spatial_max"
-
     def _over(self, values: Tensor, dims: tuple[int, ...]) -> Tensor:
         return values.amax(dim=dims)
 
@@ -48,8 +44,6 @@ class AverageGrid(Reduction):
     Vectors and tokens without a grid are unchanged. Cells are those of
     `torch.nn.functional.adaptive_avg_pool2d`.
     """
-
-    type_key: ClassVar[str] = "average_grid"
 
     height: Columns = 7
     width: Columns = 7

@@ -25,8 +25,6 @@ class ClsToken(Reduction):
     Layers without a class token are left out.
     """
 
-    type_key: ClassVar[str] = "cls_token"
-
     def axes(self, axes: Axes) -> Axes:
         return Axes(names=VECTOR)
 
