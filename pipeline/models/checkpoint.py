@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -64,6 +65,10 @@ class CheckpointModel(ModelSource):
         return ModelBundle(module=module, transform=Transform(), file=path)
 
 
+_changed_to: dict[Path, Path] = {}
+"""Imported code → the folder that it made the current one."""
+
+
 @folder_kept()
 def called(class_path: str, key: str, arguments: Mapping[str, Any]) -> Any:
     """Import a class or function of the user and call it with `arguments`.
@@ -79,15 +84,19 @@ def called(class_path: str, key: str, arguments: Mapping[str, Any]) -> Any:
         )
     from torch.random import fork_rng
 
-    file = Path(where).expanduser().absolute()
+    here = Path.cwd()
+    file = here / Path(where).expanduser()
     if in_file and not file.is_file():
         remedy = "" if file.suffix else f"; for a module, use {where}.{name}"
         raise ConfigError(f"{key}: {file} does not exist{remedy}")
-    folder = file.parent if in_file else Path.cwd()
+    folder = file.parent if in_file else here
     searched = "" if in_file else f" (searched: {folder} and the installed packages)"
     run = own_code(f"{key}: importing {where} failed", folder, where, searched)
     with fork_rng(devices=[]), run:  # a second import in this process draws no numbers
         module = _executed(file) if in_file else importlib.import_module(where)
+    if here != Path.cwd():
+        _changed_to[file] = Path.cwd()
+    os.chdir(_changed_to.get(file, here))  # modules that were imported before do not change it again
     make = getattr(module, name, None)
     if not callable(make):
         hint = suggestion(name, [key for key, value in vars(module).items()

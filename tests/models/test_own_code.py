@@ -82,6 +82,25 @@ def test_code_that_changes_the_folder(
     assert (tmp_path / "here" / "COMPLETE.json").is_file()
 
 
+def test_code_that_changed_the_folder_when_it_was_imported_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A later job of a sweep does not import it again; its constructor still finds its files."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "channels").write_text("2")
+    changes = "import os\nfrom pathlib import Path\n\nos.chdir('data')\n"
+    reading = NET.replace("3, 2, 3", "3, int(Path('channels').read_text()), 3")
+    (tmp_path / "imported_once.py").write_text(changes + reading)
+    (tmp_path / "imports_it.py").write_text("from imported_once import Net\n")
+    monkeypatch.chdir(tmp_path)
+    for class_path in ("imported_once.Net", "imports_it.py:Net"):
+        model = CheckpointModel(name="net", class_path=class_path, weights=None)
+        for _ in range(2):
+            assert len(model.load().module[0].weight) == 2
+            assert Path.cwd() == tmp_path
+        monkeypatch.delitem(sys.modules, "imported_once")
+
+
 EXITS = {
     "at import": "import sys\nsys.exit()\n" + NET,
     "arguments at import": "import argparse\np = argparse.ArgumentParser()\n"
