@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class TinyModel(ModelSource):
     """conv → bn → in-place ReLU → conv → the same ReLU → average pool → linear, on 16×16 images.
 
-    With `weights: DEFAULT`, every weight follows a formula. Naive
-    hooks capture wrong values before a reused in-place ReLU.
+    With `weights: DEFAULT`, every weight follows a formula. Naive hooks capture wrong values before
+    a reused in-place ReLU.
     """
 
     type_key: ClassVar[str] = "tiny"

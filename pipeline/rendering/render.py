@@ -90,9 +90,9 @@ def render(
     if not isinstance(renderers, Mapping):
         raise ConfigError('renderers: give each a name, such as {"grid": pipeline.Grid()}')
     for name, renderer in renderers.items():
+        if isinstance(renderer, type):
+            raise ConfigError(f"renderers: {name} is a class; use {renderer.__name__}(…)")
         if not isinstance(renderer, Renderer):
-            if isinstance(renderer, type):
-                raise ConfigError(f"renderers: {name} is a class; use {renderer.__name__}(…)")
             raise ConfigError(
                 f"renderers: {name} is {renderer!r}, not a renderer; use an object of its class"
             )

@@ -127,12 +127,10 @@ def test_the_code_of_a_page_runs(page: str, tmp_path: Path) -> None:
     values = np.random.default_rng(0).standard_normal((9, 3, 4, 5)).astype(np.float32)
     layers = {"conv": layer_of(values), "fc": layer_of(values.mean((2, 3)))}
     path = write_archive(tmp_path / "it's my run" / "archive", layers, list("abcdefghi"))
-    with (
-        Archive.open(path) as archive,
-        TestClient(make_app(Collection([archive]))) as client,
-    ):
-        key = next(iter(Collection([archive]).archive_views))
-        shown = client.get(f"/a/{key}{page}").text
+    with Archive.open(path) as archive:
+        collection = Collection([archive])
+        with TestClient(make_app(collection)) as client:
+            shown = client.get(f"/a/{next(iter(collection.archive_views))}{page}").text
     code = html.unescape(
         re.findall(r'<details class="code">.*?<pre>(.*?)</pre>', shown, re.DOTALL)[0]
     )
