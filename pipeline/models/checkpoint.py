@@ -96,9 +96,8 @@ def called(class_path: str, key: str, arguments: Mapping[str, Any]) -> Any:
         module = _executed(file) if in_file else importlib.import_module(where)
     if here != Path.cwd():
         _changed_to[file] = Path.cwd()
-    os.chdir(
-        _changed_to.get(file, here)
-    )  # modules that were imported before do not change it again
+    # Modules that were imported before do not change it again.
+    os.chdir(_changed_to.get(file, here))
     make = getattr(module, name, None)
     if not callable(make):
         hint = suggestion(name, [key for key, value in vars(module).items()
